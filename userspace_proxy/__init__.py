@@ -1,0 +1,38 @@
+"""A pure-userspace TCP/UDP load-balancing proxy for Kubernetes Services.
+
+Data flows one way; pure code decides, effects sit above it and the processes compose both::
+
+    manifests (files) --> model --> plan --> DesiredState --> diff --+--> steering  (rules, addresses)
+                          pure     pure      frozen                  +--> dataplane (listeners, relays)
+                                                                              |
+       client == TcpListener == TcpRelay == Backend     <-- balance (pure): which Backend, now
+                 counters, close reasons --> control --> /metrics
+
+The words, one per concept:
+
+=================  ====================================================================
+ServicePort        one port of one Service, as Kubernetes says it
+Endpoint           one IP and port with its conditions, as Kubernetes says it
+Backend            an Endpoint this node has decided it may use
+Pool               the ordered Backends behind one or more Frontends
+Frontend           one address, port and protocol at which a ServicePort is reachable
+Listener           the live socket that serves one or more Frontends
+connection         one accepted TCP client connection
+dial               one attempt to connect to a Backend
+relay              the live copying between a client and a Backend
+steering           how packets for a Frontend reach a Listener
+Problem            a defect in one API object: collected, never raised
+WatchEvent         what a source says about one object
+synced             the first complete list has arrived
+DesiredState       what should be; the applied state is what is
+reconcile          compute the difference of both and apply it
+drain              stop accepting, let relays end until a deadline
+CloseReason        who ended a connection, and in which phase
+=================  ====================================================================
+
+Imports point down only:
+``__main__ > cli > demo > control > sources | steering | dataplane > telemetry > balance > plan > config > model >
+errors``.
+"""
+
+__version__ = "0.1.0+dev"

@@ -1,0 +1,1 @@
+"""Which Backend, now: pure decisions on every connection. No clock, no sockets, no logging."""

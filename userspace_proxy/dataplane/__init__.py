@@ -1,0 +1,1 @@
+"""The engine that moves bytes: sockets, epoll, listeners, relays. Knows no trio and no Kubernetes source."""

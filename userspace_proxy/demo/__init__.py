@@ -1,0 +1,1 @@
+"""The self-driving demonstration: three Backends, one Service, a live table. Composes ``control``."""

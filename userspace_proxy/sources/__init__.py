@@ -1,0 +1,1 @@
+"""Where objects come from. Effects; the only place that may use threads and helper processes."""

@@ -1,0 +1,1 @@
+"""How packets for a Frontend reach a Listener: one module per kind, one interface in ``base``. Effects."""
