@@ -1,0 +1,169 @@
+"""Engine: one epoll, its timers, and the work that was cut short.
+
+It has a ``fileno()`` that is readable when there is something to do, and ``poll()`` which does it, so that either a
+blocking loop or an event loop can drive it. It knows no connection: handlers are called with the event mask.
+
+Rules for handlers, which keep a busy engine fair and correct:
+
+- Relay sockets are edge-triggered; a handler reads until it knows the socket is drained, but moves a bounded amount,
+  and asks for another turn with ``again`` where more is left.
+- A file descriptor is closed through ``close_later``: within one batch of events its number may still stand in the
+  rest of the batch, and must not be taken by a new socket meanwhile.
+- An exception that leaves a handler is a bug: it is reported once for each place in the code, the handler is told
+  (``on_bug``), everything else goes on.
+"""
+
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from userspace_proxy.dataplane.counters import EngineCounters
+from userspace_proxy.dataplane.pipe_pool import PipePool
+from userspace_proxy.dataplane.timers import Timers
+
+RELAY_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+LISTENER_EVENTS = select.EPOLLIN
+
+EVENTS_PER_POLL = 256
+"""Events taken from the kernel at a time; arbitrary: bounds one poll to some milliseconds."""
+BUFFER_BYTES = 65536
+"""Size of the one buffer that all copying goes through; a read that fills it promotes the direction to splice(2)."""
+
+
+class Handler(Protocol):
+    """Who is called for the events of one file descriptor."""
+
+    def on_event(self, mask: int) -> None:
+        """Do what the epoll event mask asks for."""
+
+    def on_bug(self) -> None:
+        """Give up what the failed call was working on, and nothing else; must not raise."""
+
+
+class Engine:
+    """Calls handlers for events of their file descriptors, for their timers, and for another turn."""
+
+    __slots__ = (
+        "_again",
+        "_clock",
+        "_closing",
+        "_epoll",
+        "_report_bug",
+        "buffer",
+        "counters",
+        "handlers",
+        "now_s",
+        "pipes",
+        "timers",
+    )
+
+    def __init__(self, clock: Callable[[], float], report_bug: Callable[[Exception], None]) -> None:
+        """Create the epoll.
+
+        Args:
+            clock: Seconds that never run backwards.
+            report_bug: Called with each exception that a handler let out.
+        """
+        self._epoll = select.epoll()
+        self._clock = clock
+        self._report_bug = report_bug
+        self._again: deque[Handler] = deque()
+        self._closing: list[socket.SocketType] = []
+        self.handlers: dict[int, Handler] = {}
+        self.timers = Timers()
+        self.pipes = PipePool()
+        self.counters = EngineCounters()
+        self.buffer = memoryview(bytearray(BUFFER_BYTES))
+        """Scratch: valid until the handler returns."""
+        self.now_s = clock()
+        """The time of the current batch of events."""
+
+    def fileno(self) -> int:
+        """Return the file descriptor that is readable when ``poll`` has events."""
+        return self._epoll.fileno()
+
+    def add(self, fd: int, handler: Handler, events: int) -> None:
+        """Have ``handler`` called for events of ``fd``, until ``remove`` or ``close_later``."""
+        self.handlers[fd] = handler
+        self._epoll.register(fd, events)
+
+    def remove(self, fd: int) -> None:
+        """Watch ``fd`` no more; needed before closing only where another process holds the same socket (epoll(7))."""
+        del self.handlers[fd]
+        self._epoll.unregister(fd)
+
+    def close_later(self, sock: socket.SocketType) -> None:
+        """Watch a socket no more, and close it at the end of this batch of events; takes ownership."""
+        self.handlers.pop(sock.fileno(), None)
+        self._closing.append(sock)
+
+    def again(self, handler: Handler) -> None:
+        """Call ``handler.on_event(0)`` in the next poll: it has more to do than its turn allows."""
+        self._again.append(handler)
+
+    def wait_s(self) -> float | None:
+        """Return how many seconds ``poll`` may be left alone while the descriptor is silent; None: for ever."""
+        if self._again:
+            return 0.0
+        deadline_s = self.timers.next_deadline_s()
+        return None if deadline_s is None else max(0.0, deadline_s - self._clock())
+
+    def poll(self, timeout_s: float) -> bool:
+        """Do what is due, waiting up to ``timeout_s`` for the first event; return whether anything was done."""
+        events = self._epoll.poll(timeout_s, EVENTS_PER_POLL)
+        self.now_s = self._clock()
+        busy = bool(events)
+        handlers = self.handlers
+        for fd, mask in events:
+            handler = handlers.get(fd)
+            if handler is not None:
+                try:
+                    handler.on_event(mask)
+                except Exception as error:  # noqa: BLE001
+                    self._bug(handler, error)
+        if self._again:
+            busy = True
+            self._run_again()
+        deadline_s = self.timers.next_deadline_s()
+        if deadline_s is not None and deadline_s <= self.now_s:
+            busy = True
+            self._run_timers()
+        if self._closing:
+            self.close_waiting()
+        return busy
+
+    def close_waiting(self) -> None:
+        """Close what ``close_later`` took; for callers outside ``poll``, which does it at its end."""
+        for sock in self._closing:
+            sock.close()
+        self._closing.clear()
+
+    def close(self) -> None:
+        """Close the epoll, spare pipes and sockets that wait to be closed; handlers must have let go of theirs."""
+        self.close_waiting()
+        self.pipes.close_spare()
+        self._epoll.close()
+
+    def _run_again(self) -> None:
+        for _ in range(len(self._again)):
+            handler = self._again.popleft()
+            try:
+                handler.on_event(0)
+            except Exception as error:  # noqa: BLE001
+                self._bug(handler, error)
+
+    def _run_timers(self) -> None:
+        for callback in self.timers.take_due(self.now_s):
+            try:
+                callback()
+            except Exception as error:  # noqa: BLE001
+                self._bug(getattr(callback, "__self__", None), error)
+
+    def _bug(self, handler: object, error: Exception) -> None:
+        self.counters.unexpected_errors += 1
+        on_bug = getattr(handler, "on_bug", None)
+        if on_bug is not None:
+            on_bug()
+        self._report_bug(error)

@@ -1,0 +1,200 @@
+"""TcpListener: accepts the connections of one listening socket and starts a relay for each.
+
+It never waits for a Backend. Out of descriptors, or at the cap of connections, it stops accepting for a while: clients
+queue in the kernel, nothing spins and nothing is lost.
+"""
+
+import logging
+import socket
+
+from userspace_proxy.balance.close_reason import CloseReason
+from userspace_proxy.balance.live_pool import LivePool, Member
+from userspace_proxy.config import RelayLimits
+from userspace_proxy.dataplane.counters import ServiceCounters
+from userspace_proxy.dataplane.engine import LISTENER_EVENTS, Engine
+from userspace_proxy.dataplane.sockets import ACCEPT_LOST, OUT_OF_CAPACITY, errno_name
+from userspace_proxy.dataplane.tcp_relay import TcpRelay
+from userspace_proxy.plan.state import ListenerSpec
+from userspace_proxy.telemetry.log_format import CONNECTION_LOGGER
+
+LOG = logging.getLogger(__name__)
+CONNECTION_LOG = logging.getLogger(CONNECTION_LOGGER)
+
+ACCEPTS_PER_EVENT = 32
+"""Connections accepted before others get their turn; arbitrary."""
+PAUSE_S = 0.1
+"""Rest after running out of descriptors; what trio's serve_listeners uses."""
+
+
+class TcpListener:
+    """One listening socket, owned until ``close``; its relays live on after that."""
+
+    __slots__ = (
+        "_full",
+        "_paused",
+        "connections",
+        "counters",
+        "engine",
+        "limits",
+        "pool",
+        "relays",
+        "sock",
+        "spec",
+    )
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        spec: ListenerSpec,
+        sock: socket.socket,
+        pool: LivePool,
+        limits: RelayLimits,
+        counters: ServiceCounters,
+        relays: set[TcpRelay],
+    ) -> None:
+        """Start to accept.
+
+        Args:
+            engine: Watches the socket.
+            spec: Says what it serves.
+            sock: Listens and is non-blocking; owned from here on.
+            pool: The Backends.
+            limits: Bounds each connection.
+            counters: Where connections are counted.
+            relays: The live relays of all listeners; this one adds and removes its own.
+        """
+        self.engine = engine
+        self.spec = spec
+        self.sock: socket.socket | None = sock
+        self.pool = pool
+        self.limits = limits
+        self.counters = counters
+        self.relays = relays
+        self.connections = 0
+        """Open ones."""
+        self._paused = False
+        self._full = False
+        engine.add(sock.fileno(), self, LISTENER_EVENTS)
+
+    def on_event(self, mask: int) -> None:  # noqa: ARG002
+        """Accept what is queued, up to a turn's worth."""
+        sock = self.sock
+        cap = self.limits.max_connections
+        counters = self.counters
+        for _ in range(ACCEPTS_PER_EVENT):
+            if self._paused or sock is None:
+                return
+            if cap is not None and self.connections >= cap:
+                self._full = True
+                self.engine.remove(sock.fileno())
+                return
+            try:
+                # What socket.accept does, less the class written in Python around it (about 2 us).
+                fd, address = sock._accept()  # type: ignore[attr-defined] # noqa: SLF001
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in OUT_OF_CAPACITY:
+                    self.pause(error.errno)
+                    return
+                if error.errno not in ACCEPT_LOST:
+                    raise
+                continue
+            counters.connections += 1
+            counters.active += 1
+            self.connections += 1
+            accepted = socket.SocketType(sock.family, socket.SOCK_STREAM, 0, fd)
+            TcpRelay(self, accepted, address[:2])
+
+    def on_bug(self) -> None:
+        """Rest a little, so that what went wrong cannot spin."""
+        self._rest()
+
+    def pause(self, error_number: int) -> None:
+        """Stop accepting for a moment: there are no descriptors, or no memory, for another connection."""
+        name = errno_name(error_number)
+        self.engine.counters.accept_pauses[name] += 1
+        if not self._paused:
+            LOG.warning(
+                "no descriptor or memory for another connection; accepting pauses, clients queue",
+                extra={"service": str(self.spec.key.pool.service_port), "errno": name},
+            )
+            self._rest()
+
+    def _rest(self) -> None:
+        if self.sock is not None and not self._paused:
+            self._paused = True
+            if not self._full:
+                self.engine.remove(self.sock.fileno())
+            self.engine.timers.add(self.engine.now_s, PAUSE_S, self._resume)
+
+    def _resume(self) -> None:
+        self._paused = False
+        self._watch_again()
+
+    def _watch_again(self) -> None:
+        if self.sock is not None and not self._paused and not self._full:
+            self.engine.add(self.sock.fileno(), self, LISTENER_EVENTS)
+
+    def count_dial(self, outcome: str) -> None:
+        """Count a dial that did not connect."""
+        self.counters.dials[outcome] += 1
+
+    def count_connected(self, member: Member, duration_s: float) -> None:
+        """Count a dial that connected."""
+        member.connections += 1
+        self.count_dial("connected")
+        self.engine.counters.dial_duration.observe(duration_s)
+
+    def on_closed(self, relay: TcpRelay, reason: CloseReason) -> None:
+        """Account for a relay that has just ended."""
+        self.relays.discard(relay)
+        self.connections -= 1
+        self.report_bytes(relay)
+        counters = self.counters
+        counters.active -= 1
+        counters.closed[reason.who, reason.phase] += 1
+        if CONNECTION_LOG.isEnabledFor(logging.INFO):
+            self._log_connection(relay, reason)
+        if self._full:
+            self._full = False
+            self._watch_again()
+
+    def report_bytes(self, relay: TcpRelay) -> None:
+        """Add to the counters what a relay has moved since the last time."""
+        client, backend = relay.client, relay.backend
+        self.counters.bytes_to_backend += client.byte_count - client.reported_byte_count
+        client.reported_byte_count = client.byte_count
+        if backend is not None:
+            self.counters.bytes_to_client += backend.byte_count - backend.reported_byte_count
+            backend.reported_byte_count = backend.byte_count
+
+    def close(self) -> None:
+        """Stop listening: new clients are refused; those queued in the kernel are reset."""
+        sock = self.sock
+        if sock is not None:
+            self.sock = None
+            fd = sock.fileno()
+            if fd in self.engine.handlers:
+                self.engine.remove(fd)
+            # Copies of the descriptor in other processes would keep it listening.
+            sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+    def _log_connection(self, relay: TcpRelay, reason: CloseReason) -> None:
+        now_s = self.engine.now_s
+        backend = relay.backend
+        CONNECTION_LOG.info(
+            "connection ended",
+            extra={
+                "service": str(self.spec.key.pool.service_port),
+                "client": "{} port {}".format(*relay.client_address),
+                "backend": None if backend is None else str(backend.member.backend),
+                "reason": str(reason),
+                "dial_duration_s": round((relay.connected_s or now_s) - relay.accepted_s, 6),
+                "duration_s": round(now_s - relay.accepted_s, 6),
+                "bytes_to_backend": relay.client.byte_count,
+                "bytes_to_client": 0 if backend is None else backend.byte_count,
+            },
+        )
