@@ -33,3 +33,24 @@ class ListenError(UserspaceProxyError):
 
     Only the Frontends of that Listener fail; the reconcile loop retries.
     """
+
+
+class ManifestError(UserspaceProxyError):
+    """A manifest, or one object in it, cannot be read; raised by the readers of YAML and JSON in ``sources``.
+
+    It becomes a Problem.
+    """
+
+    def __init__(self, text: str, line: int = 0, column: int = 0) -> None:
+        super().__init__(text)
+        self.line = line
+        """Counted from 1; 0: not known."""
+        self.column = column
+        """Counted from 1; 0: not known."""
+
+
+class DemoError(UserspaceProxyError):
+    """The demonstration cannot go on, for a reason outside of it; raised by ``demo``.
+
+    The process takes down what it has started, prints the sentence and exits with status 1.
+    """

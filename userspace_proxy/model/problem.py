@@ -1,5 +1,6 @@
 """Problem: a defect in one API object, collected and shown, never raised."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from attrs import frozen
@@ -12,6 +13,10 @@ class Severity(StrEnum):
     """Something the object asks for is not served."""
     WARNING = "warning"
     """All is served, though probably not as its author meant."""
+
+
+MAX_PROBLEMS_PER_OBJECT = 10
+"""Arbitrary: enough to see the pattern, few enough that a thousand bad endpoints do not bury other objects."""
 
 
 @frozen(order=True)
@@ -31,3 +36,12 @@ class Problem:
     def __str__(self) -> str:
         """Return ``origin: subject: field: text``, without the parts that are empty."""
         return ": ".join(part for part in (self.origin, self.subject, self.field, self.text) if part)
+
+
+def fold_problems(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """Return the Problems of one object, those beyond the first ten folded into one that counts them."""
+    kept, folded = tuple(problems[:MAX_PROBLEMS_PER_OBJECT]), problems[MAX_PROBLEMS_PER_OBJECT:]
+    if not folded:
+        return kept
+    worst = min(problem.severity for problem in folded)
+    return (*kept, Problem(worst, folded[0].subject, "", f"and {len(folded)} more", folded[0].origin))

@@ -97,6 +97,36 @@ class ServicePlan:
     pools: Mapping[PoolKey, Pool]
     """One for each (ServicePort, policy class, family) that a Frontend of this plan has, empty ones too."""
     problems: tuple[Problem, ...]
+    denied: tuple[Frontend, ...] = ()
+    """Asked for, but another Service has them; a Problem says which."""
+    refused: tuple[Backend, ...] = ()
+    """Usable Endpoints that are in no Pool, as a connection to them would come back here; a Problem says why."""
+
+
+@frozen
+class PlanSettings:
+    """What a plan depends on besides the objects."""
+
+    default_balance: Balance
+    """For Services whose annotation asks for none."""
+    local_addresses: frozenset[IPAddress]
+    """The addresses of this node, at which its NodePorts answer; those of loopback go without saying."""
+
+
+Claim = tuple[IPAddress | Family, int, Protocol]
+"""What two Services cannot both have: a cluster address and its port, or (a Family) a NodePort on all addresses."""
+
+
+@frozen
+class PlanIndex:
+    """What the next build has to know of all Services without a walk over them. Nothing else reads it."""
+
+    settings: PlanSettings | None = None
+    """Those of this build; None: there was none yet."""
+    claims: Mapping[Claim, tuple[NamespacedName, ...]] = field(factory=dict)
+    """The Services that ask for each Claim, sorted, never empty; the first has it."""
+    neighbours: Mapping[bytes, frozenset[NamespacedName]] = field(factory=dict)
+    """The Services with usable Endpoints in each network, never empty: where a new Frontend may make a loop."""
 
 
 @frozen
@@ -104,6 +134,9 @@ class DesiredState:
     """What this node should do for all Services."""
 
     services: Mapping[NamespacedName, ServicePlan] = field(factory=dict)
+    replanned: frozenset[NamespacedName] = field(default=frozenset(), eq=False)
+    """The Services that the last build planned anew or dropped; the plans of all others are as in the state before."""
+    index: PlanIndex = field(factory=PlanIndex, eq=False, repr=False)
 
 
 @frozen(cache_hash=True)
