@@ -17,6 +17,7 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Protocol
 
 from userspace_proxy.dataplane.counters import EngineCounters
@@ -56,6 +57,7 @@ class Engine:
         "handlers",
         "now_s",
         "pipes",
+        "polls",
         "timers",
     )
 
@@ -79,6 +81,8 @@ class Engine:
         """Scratch: valid until the handler returns."""
         self.now_s = clock()
         """The time of the current batch of events."""
+        self.polls = 0
+        """Batches of events so far, this one included."""
 
     def fileno(self) -> int:
         """Return the file descriptor that is readable when ``poll`` has events."""
@@ -107,12 +111,13 @@ class Engine:
         """Return how many seconds ``poll`` may be left alone while the descriptor is silent; None: for ever."""
         if self._again:
             return 0.0
-        deadline_s = self.timers.next_deadline_s()
-        return None if deadline_s is None else max(0.0, deadline_s - self._clock())
+        next_s = self.timers.next_s
+        return None if next_s == inf else max(0.0, next_s - self._clock())
 
     def poll(self, timeout_s: float) -> bool:
         """Do what is due, waiting up to ``timeout_s`` for the first event; return whether anything was done."""
         events = self._epoll.poll(timeout_s, EVENTS_PER_POLL)
+        self.polls += 1
         self.now_s = self._clock()
         busy = bool(events)
         handlers = self.handlers
@@ -126,8 +131,7 @@ class Engine:
         if self._again:
             busy = True
             self._run_again()
-        deadline_s = self.timers.next_deadline_s()
-        if deadline_s is not None and deadline_s <= self.now_s:
+        if self.timers.next_s <= self.now_s:
             busy = True
             self._run_timers()
         if self._closing:

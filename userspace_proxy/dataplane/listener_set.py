@@ -8,7 +8,7 @@ it.
 
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from userspace_proxy.balance.live_pool import LivePool
 from userspace_proxy.config import RelayLimits
@@ -52,6 +52,11 @@ class ListenerSet:
     def open_relays(self) -> int:
         """Number of connections, those of removed listeners too."""
         return len(self._relays)
+
+    @property
+    def failed(self) -> Collection[ListenerKey]:
+        """Listeners that should be open and could not be opened at the last attempt; a live view."""
+        return self._failed.keys()
 
     def apply_pool(self, pool: Pool) -> None:
         """Put a Pool in force for all its listeners."""

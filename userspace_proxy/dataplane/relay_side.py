@@ -9,8 +9,9 @@ What a reader may trust (epoll(7), tcp(7)):
 
 - A stream socket that returns less than was asked for is drained, and edge-triggered epoll will tell of more. After
   RDHUP that means the end, so that the read which would return 0 is saved.
-- Both fail once after an error (RST behind the last bytes) and at an urgent mark: from then on only the result of a
-  read counts (``trusts_short_reads``).
+- Both fail once after an error (RST behind the last bytes) and at an urgent mark, which splice(2) never passes: from
+  then on only the result of a read counts (``trusts_short_reads``).
+- A read tells nothing of an RST behind a FIN, and nothing is read while the peer takes nothing: then EPOLLERR counts.
 - EAGAIN of splice means an empty socket *or* a full pipe: so bytes are spliced in only while the pipe is empty.
 - splice from or to a socket in blocking mode blocks, whatever its flags say: sockets are made non-blocking first.
 """
@@ -105,11 +106,11 @@ class Side:
 
     def on_event(self, mask: int) -> None:
         """Note what the event mask says and move what can be moved; 0 means another turn (see ``Engine.again``)."""
-        if mask & _NOT_PLAIN:
-            self._note(mask)
-        relay = self.relay
         if mask & _TO_READ:
             self.readable = True
+            if mask & _NOT_PLAIN:
+                self._note(mask)
+        relay = self.relay
         if not relay.is_open:
             relay.on_unconnected_event(self, mask)
             return
@@ -175,6 +176,17 @@ class Side:
             if mask & select.EPOLLPRI:
                 # The urgent byte stays in the stream instead of being lost; no proxy can send it on as urgent.
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        if self.end_seen:
+            self.readable = False  # the bits of the end stay in every later mask
+        if mask & select.EPOLLERR and (self.end_seen or self.blocked) and self.relay.is_open:
+            self._fail_on_error()
+
+    def _fail_on_error(self) -> bool:
+        """Have the relay fail if this socket has an error that no read tells of: an RST behind a FIN, say."""
+        number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self.relay.on_failure(self, OSError(number, os.strerror(number)))
+        return number != 0
 
     def _copy(self) -> None:
         """Move one buffer's worth."""
@@ -215,7 +227,7 @@ class Side:
         """Move a turn's worth through a pipe; without one, copy."""
         pipe = self.pipe
         if pipe is None:
-            pipe = self.pipe = self.engine.pipes.take()
+            pipe = self.pipe = self.engine.pipes.take() if self.trusts_short_reads else None
             if pipe is None:
                 self._copy()
                 return
@@ -224,7 +236,7 @@ class Side:
                     sock.setblocking(False)  # noqa: FBT003
         before = self.byte_count
         for _ in range(MOVES_PER_TURN):
-            if not pipe.level and not self._fill(pipe):
+            if not pipe.level and not (self.trusts_short_reads and self._fill(pipe)):
                 break
             if not self._drain(pipe):
                 return
@@ -236,6 +248,8 @@ class Side:
             self.bulk = self.byte_count - before >= BUFFER_BYTES
             self.pipe = None
             self.engine.pipes.give_back(pipe)
+            if self.readable:
+                self._ask_again()
 
     def _fill(self, pipe: Pipe) -> bool:
         """Splice from the socket into the empty pipe; return whether it has bytes now."""
@@ -285,8 +299,9 @@ class Side:
 
     def _end(self) -> None:
         self.readable = False
-        self.end_seen = True
-        self.relay.on_end(self)
+        if self.trusts_short_reads or not self._fail_on_error():
+            self.end_seen = True
+            self.relay.on_end(self)
 
     def _ask_again(self) -> None:
         if not self.queued:

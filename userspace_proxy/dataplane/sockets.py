@@ -57,9 +57,13 @@ AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _ABORTIVE = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger: on, 0 seconds
 
 
-def set_keepalive(sock: socket.SocketType, limits: RelayLimits) -> None:
-    """Have the kernel probe a silent peer, and send small writes at once; accepted sockets inherit both (tcp(7))."""
+def set_nodelay(sock: socket.SocketType) -> None:
+    """Have the kernel send small writes at once (tcp(7)); accepted sockets inherit it."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def set_keepalive(sock: socket.SocketType, limits: RelayLimits) -> None:
+    """Have the kernel probe a silent peer (tcp(7)); accepted sockets inherit it."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, limits.keepalive_idle_s)
 
@@ -89,6 +93,7 @@ def open_listening_socket(spec: ListenerSpec, limits: RelayLimits, *, names_hold
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family is Family.IPV6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        set_nodelay(sock)
         set_keepalive(sock, limits)
         sock.bind((str(spec.address), spec.port))
         sock.listen(limits.listen_backlog)

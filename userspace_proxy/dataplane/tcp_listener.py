@@ -30,7 +30,10 @@ class TcpListener:
     """One listening socket, owned until ``close``; its relays live on after that."""
 
     __slots__ = (
+        "_burst",
+        "_family",
         "_full",
+        "_last_poll",
         "_paused",
         "connections",
         "counters",
@@ -73,6 +76,11 @@ class TcpListener:
         self.relays = relays
         self.connections = 0
         """Open ones."""
+        self._family = int(sock.family)  # socket.family makes an enum member anew at each look
+        self._burst = 1
+        """Accepts at the last event."""
+        self._last_poll = 0
+        """When that was (``Engine.polls``)."""
         self._paused = False
         self._full = False
         engine.add(sock.fileno(), self, LISTENER_EVENTS)
@@ -82,7 +90,12 @@ class TcpListener:
         sock = self.sock
         cap = self.limits.max_connections
         counters = self.counters
-        for _ in range(ACCEPTS_PER_EVENT):
+        # One accept, and no second one only to learn that nobody else waits; but if the next poll says again that
+        # clients wait, twice as many.
+        polls = self.engine.polls
+        self._burst = min(2 * self._burst, ACCEPTS_PER_EVENT) if polls == self._last_poll + 1 else 1
+        self._last_poll = polls
+        for _ in range(self._burst):
             if self._paused or sock is None:
                 return
             if cap is not None and self.connections >= cap:
@@ -104,7 +117,7 @@ class TcpListener:
             counters.connections += 1
             counters.active += 1
             self.connections += 1
-            accepted = socket.SocketType(sock.family, socket.SOCK_STREAM, 0, fd)
+            accepted = socket.SocketType(self._family, socket.SOCK_STREAM, 0, fd)
             TcpRelay(self, accepted, address[:2])
 
     def on_bug(self) -> None:

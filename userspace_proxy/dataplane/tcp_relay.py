@@ -26,6 +26,7 @@ from userspace_proxy.dataplane.sockets import (
     OUT_OF_CAPACITY,
     dial_outcome,
     set_keepalive,
+    set_nodelay,
     set_reset_on_close,
 )
 
@@ -124,7 +125,7 @@ class TcpRelay:
         engine.add(self.client.fd, self.client, RELAY_EVENTS)
         listener.relays.add(self)
         limits = listener.limits
-        engine.timers.add(engine.now_s, min(limits.dial_next_after_s, limits.dial_timeout_s), self._on_first_dial_timer)
+        engine.timers.add(engine.now_s, min(limits.dial_next_after_s, limits.dial_timeout_s), self._on_first_timer)
         if limits.idle_timeout_s is not None:
             engine.timers.add(engine.now_s, limits.idle_timeout_s, self._on_idle_timer)
         self._dial_next()
@@ -191,6 +192,8 @@ class TcpRelay:
             self._dial_failed(dial, error_number)
 
     def _give_up(self) -> None:
+        for _ in self.dials:
+            self.listener.count_dial("timeout")
         if self.starved:
             reason = CloseReason.RESOURCE
         else:
@@ -218,7 +221,7 @@ class TcpRelay:
                 self._drop_dial(other)
         self.dials = ()
         listener.count_connected(dial.member, now_s - dial.dialled_s)
-        set_keepalive(dial.sock, listener.limits)
+        set_nodelay(dial.sock)
         client = self.client
         self.backend = dial
         dial.peer = client
@@ -229,9 +232,11 @@ class TcpRelay:
         if self.is_open:
             dial.on_event(mask)
 
-    def _on_first_dial_timer(self) -> None:
-        """Look after a connection that is still dialling; most are long connected."""
-        if self.state == DIALLING:
+    def _on_first_timer(self) -> None:
+        """Look after a connection that is still dialling, or that lives longer than most."""
+        if self.state != DIALLING:
+            self._keep_alive()
+        else:
             limits = self.listener.limits
             rest_s = limits.dial_timeout_s - limits.dial_next_after_s
             if rest_s <= 0:
@@ -246,11 +251,16 @@ class TcpRelay:
             engine = self.listener.engine
             engine.timers.add(engine.now_s, self.listener.limits.dial_next_after_s, self._on_dial_timer)
             self._go_on_dialling(last_failed=False)
+        else:
+            self._keep_alive()
+
+    def _keep_alive(self) -> None:
+        """Have the Backend's socket probed; done by a timer, as short connections are to be spared the calls."""
+        if self.backend is not None and self.is_open:
+            set_keepalive(self.backend.sock, self.listener.limits)
 
     def _on_dial_timeout(self) -> None:
         if self.state == DIALLING:
-            for _ in self.dials:
-                self.listener.count_dial("timeout")
             self._give_up()
 
     # Open, half-closed
@@ -284,7 +294,8 @@ class TcpRelay:
     def _rescue(self, side: Side) -> None:
         """Deliver what was received from a failed side and not yet read, as far as the peer takes it at once."""
         buffer = side.engine.buffer
-        for _ in range(0 if side.blocked else _RESCUE_READS):
+        overtakes = side.blocked or (side.pipe is not None and side.pipe.level)
+        for _ in range(0 if overtakes else _RESCUE_READS):
             try:
                 count = side.sock.recv_into(buffer, 0, RECV_FLAGS)
                 if not count:
@@ -310,9 +321,12 @@ class TcpRelay:
                 self.close(CloseReason.IDLE_HALF_CLOSED, reset=True)
 
     def _is_idle(self, timeout_s: float, callback: Callable[[], None]) -> bool:
-        """Return whether no byte has moved for the time-out; if one has, have ``callback`` called again later."""
+        """Return whether no byte has moved for the time-out; if one has, have ``callback`` called again later.
+
+        Dialling has a time-out of its own.
+        """
         engine = self.listener.engine
-        if engine.now_s - self.active_s >= timeout_s:
+        if self.state != DIALLING and engine.now_s - self.active_s >= timeout_s:
             return True
         engine.timers.add(engine.now_s, timeout_s / _IDLE_CHECKS, callback)
         return False

@@ -1,0 +1,327 @@
+"""One direction of a relay: bulk through pipes or copied, slow readers, urgent data, a fair share of the engine."""
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import pytest
+import trio
+from engine_driver import Proxy, VirtualClock, open_proxy, raise_bug
+from peers import End, Peer, connect_through, echo, open_peers
+
+from userspace_proxy.balance.close_reason import CloseReason
+from userspace_proxy.dataplane.engine import BUFFER_BYTES, Engine
+from userspace_proxy.dataplane.pipe_pool import PIPE_BYTES, Pipe
+from userspace_proxy.dataplane.relay_side import MOVES_PER_TURN, Side
+from userspace_proxy.dataplane.tcp_relay import OPEN
+
+BULK = bytes(range(251)) * 16_000
+"""4 MB in which no buffer's worth is like the next one: 251 does not divide its size."""
+
+
+async def send_and_end(peer: Peer, data: bytes) -> None:
+    """Send everything, then FIN."""
+    await peer.send(data)
+    peer.fin()
+
+
+async def exchange(proxy: Proxy, client: Peer, backend: Peer) -> None:
+    """Fail unless bulk arrives whole in both directions at the same time, with nothing left behind."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_and_end, client, BULK)
+        nursery.start_soon(send_and_end, backend, BULK[::-1])
+        nursery.start_soon(expect, backend, BULK)
+        nursery.start_soon(expect, client, BULK[::-1])
+    await proxy.until_idle()
+    assert proxy.closed() == {CloseReason.NORMAL: 1}
+    assert proxy.counters().bytes_to_backend == proxy.counters().bytes_to_client == len(BULK)
+    proxy.assert_nothing_left()
+
+
+async def expect(peer: Peer, data: bytes) -> None:
+    """Fail unless exactly this comes, and then FIN."""
+    assert await peer.receive_to_end() == (data, End.FIN)
+
+
+async def test_bulk_goes_through_pipes_that_come_back() -> None:
+    """A direction that fills the buffer is promoted to a pipe, which is free again when it ends."""
+    async with open_proxy() as proxy, open_peers() as peers:
+        server = peers.listen()
+        client, backend = await connect_through(peers, proxy.serve(server.backend), server)
+        await exchange(proxy, client, backend)
+        assert proxy.engine.pipes._open >= 1
+
+
+async def test_small_traffic_takes_no_pipe() -> None:
+    """Requests and answers below the size of the buffer never open one."""
+    async with open_proxy() as proxy, open_peers() as peers:
+        client = await peers.connect(proxy.serve(peers.listen(echo).backend))
+        for _ in range(20):
+            await client.send(b"x" * 1000)
+            assert await client.receive(1000) == b"x" * 1000
+        assert proxy.engine.pipes._open == 0
+
+
+async def test_bulk_without_a_pipe_to_be_had_is_copied() -> None:
+    """When all pipes are in use, the stream is the same."""
+    async with open_proxy() as proxy, open_peers() as peers:
+        taken = []
+        while (pipe := proxy.engine.pipes.take()) is not None:
+            taken.append(pipe)
+        server = peers.listen()
+        client, backend = await connect_through(peers, proxy.serve(server.backend), server)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_and_end, client, BULK)
+            nursery.start_soon(expect, backend, BULK)
+        backend.close()
+        await proxy.until_idle()
+        for pipe in taken:
+            proxy.engine.pipes.give_back(pipe)
+        proxy.assert_nothing_left()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("end", ["fill", "drain"])
+async def test_splice_that_does_not_work_here_falls_back_to_copying(
+    end: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a byte is lost or moved, also of those that stand in a pipe already, and no pipe is taken again."""
+    # No socket at hand refuses splice as old kernels and sandboxes do, so the system call itself is replaced.
+    splice = os.splice
+
+    def refusing_splice(source: int, target: int, count: int) -> int:
+        fills = stat.S_ISFIFO(os.fstat(target).st_mode)
+        if fills == (end == "fill"):
+            raise OSError(number, os.strerror(number))
+        return splice(source, target, count)
+
+    monkeypatch.setattr(os, "splice", refusing_splice)
+    async with open_proxy() as proxy, open_peers() as peers:
+        server = peers.listen()
+        client, backend = await connect_through(peers, proxy.serve(server.backend), server)
+        await exchange(proxy, client, backend)
+        assert proxy.engine.pipes._open == 0
+        assert proxy.engine.pipes.take() is None
+
+
+async def test_splice_that_fails_for_good_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the socket is not taken for splice being unsupported."""
+
+    def failing_splice(source: int, target: int, count: int) -> int:  # noqa: ARG001
+        raise OSError(errno.ETIMEDOUT, "as keepalive has it")
+
+    monkeypatch.setattr(os, "splice", failing_splice)
+    async with open_proxy() as proxy, open_peers() as peers:
+        server = peers.listen()
+        client, backend = await connect_through(peers, proxy.serve(server.backend), server)
+        with pytest.raises(ConnectionError):
+            await send_and_end(client, BULK)
+            await client.receive(1)
+        await proxy.until_idle()
+        data, end = await backend.receive_to_end()
+        assert end is End.RST
+        assert BULK.startswith(data)
+        assert proxy.closed() == {CloseReason.CLIENT_OPEN: 1}
+        proxy.assert_nothing_left()
+
+
+async def fill_up(proxy: Proxy, sender: Peer) -> int:
+    """Send until nothing more fits in between; return how much that was."""
+    sent = idle = 0
+    while idle < 3:
+        count = sender.send_nowait(BULK[sent % len(BULK) :])
+        sent += count
+        idle = 0 if count or proxy.engine.poll(0) else idle + 1
+        await trio.lowlevel.checkpoint()
+    return sent
+
+
+@pytest.mark.parametrize("splices", [True, False], ids=["splice", "copy"])
+async def test_slow_reader_holds_one_buffer_and_stops_the_sender(splices: bool) -> None:  # noqa: FBT001
+    """What one side does not take stays with the other, but for one buffer or pipe; nobody else notices."""
+    async with open_proxy(driven=False) as proxy, open_peers() as peers:
+        if not splices:
+            proxy.engine.pipes.disable()
+        server = peers.listen()
+        client = await peers.connect(proxy.serve(server.backend))
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
+        (relay,) = proxy.listeners.relays()
+        backend = await server.accept()
+        sent = await fill_up(proxy, client)
+        side = relay.client
+        assert side.blocked
+        assert (side.pending is None) == splices
+        assert (len(side.pending) if side.pending is not None else 0) <= BUFFER_BYTES
+        assert proxy.engine.pipes._open == splices
+        assert (side.pipe.level if side.pipe is not None else 0) <= PIPE_BYTES
+
+        other = await peers.connect(proxy.serve(peers.listen(echo).backend, name="shop/other:http"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(proxy.poll_until, lambda: relay.state != OPEN)
+            await other.send(b"not affected")
+            assert await other.receive(12) == b"not affected"
+            assert side.blocked
+            client.fin()
+            assert await backend.receive(sent) == (BULK * 8)[:sent]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((10, 10), id="in small traffic"),
+        pytest.param((0, 0), id="alone"),
+        pytest.param((300_000, 10), id="behind bulk"),
+        pytest.param((300_000, 300_000), id="within bulk"),
+        pytest.param((60_000, 300_000), id="before bulk"),
+    ],
+)
+@pytest.mark.parametrize("splices", [True, False], ids=["splice", "copy"])
+async def test_urgent_data_does_not_stall_the_stream(sizes: tuple[int, int], splices: bool) -> None:  # noqa: FBT001
+    """An urgent byte becomes part of the stream at its place (or is dropped), and all around it arrives."""
+    before, after = (BULK[:size] for size in sizes)
+    async with open_proxy() as proxy, open_peers() as peers:
+        if not splices:
+            proxy.engine.pipes.disable()
+        server = peers.listen()
+        client, backend = await connect_through(peers, proxy.serve(server.backend), server)
+
+        async def talk() -> None:
+            await client.send(before)
+            client.send_urgent(b"!")
+            await client.send(after)
+            client.fin()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk)
+            data, end = await backend.receive_to_end()
+        assert end is End.FIN
+        assert data in (before + b"!" + after, before + after)
+        backend.close()
+        await proxy.until_idle()
+        assert proxy.closed() == {CloseReason.NORMAL: 1}
+        proxy.assert_nothing_left()
+
+
+async def test_urgent_data_while_the_reader_is_slow_does_not_stall_the_stream() -> None:
+    """An urgent mark that arrives while a pipe is in use is passed when the pipe is empty."""
+    async with open_proxy(driven=False) as proxy, open_peers() as peers:
+        server = peers.listen()
+        client = await peers.connect(proxy.serve(server.backend))
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
+        (relay,) = proxy.listeners.relays()
+        backend = await server.accept()
+        sent = await fill_up(proxy, client)
+        assert relay.client.pipe is not None
+        received = bytearray()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(proxy.poll_until, lambda: relay.state != OPEN)
+            nursery.start_soon(receive_into, backend, received)
+            await trio.lowlevel.wait_writable(client.sock)
+            client.send_urgent(b"!")
+            await client.send(BULK)
+            client.fin()
+        assert bytes(received) in (
+            (BULK * 8)[:sent] + b"!" + BULK,
+            (BULK * 8)[:sent] + BULK,
+        )
+
+
+async def receive_into(peer: Peer, received: bytearray) -> None:
+    """Add everything up to the end."""
+    received += (await peer.receive_to_end())[0]
+
+
+class Endless:
+    """What a Side needs of a socket, on a device that never runs dry (or full)."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "r+b", buffering=0)  # noqa: PTH123, SIM115
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._file.fileno()
+
+    def gettimeout(self) -> float:
+        """Return that this never blocks."""
+        return 0.0
+
+    def close(self) -> None:
+        """Close the device."""
+        self._file.close()
+
+
+class StubRelay:
+    """A relay that is open and nothing else."""
+
+    is_open = True
+    active_s = 0.0
+
+    def on_unconnected_event(self, side: Side, mask: int) -> None:
+        """Fail: it is connected."""
+        pytest.fail("unconnected")
+
+    def on_end(self, side: Side) -> None:
+        """Fail: it has no end."""
+        pytest.fail("end")
+
+    def on_failure(self, side: Side, error: OSError) -> None:
+        """Fail: nothing can go wrong."""
+        raise error
+
+    def on_bug(self) -> None:
+        """Fail: nothing can go wrong."""
+        pytest.fail("bug")
+
+
+@contextmanager
+def endless_side(engine: Engine) -> Iterator[Side]:
+    """Yield a Side in bulk with no end of bytes to move."""
+    zero, null = Endless("/dev/zero"), Endless("/dev/null")
+    side, peer = (Side(StubRelay(), engine, cast(socket.SocketType, one)) for one in (zero, null))
+    side.peer, peer.peer = peer, side
+    side.bulk = True
+    try:
+        yield side
+    finally:
+        for one in (side, peer):
+            one.release()
+
+
+def test_side_with_endless_bulk_moves_a_bounded_amount_in_a_turn() -> None:
+    """One busy direction gets a megabyte or so, then it is the turn of all others before it goes on."""
+    engine = Engine(VirtualClock(), raise_bug)
+    try:
+        with endless_side(engine) as one, endless_side(engine) as other:
+            for side in (one, other):
+                side.readable = True
+                side.pump()
+            turn = MOVES_PER_TURN * PIPE_BYTES
+            assert (one.byte_count, other.byte_count) == (turn, turn)
+            for turns in range(2, 5):
+                assert engine.wait_s() == 0
+                assert engine.poll(0)
+                assert (one.byte_count, other.byte_count) == (turns * turn, turns * turn)
+    finally:
+        engine.close()
+
+
+def test_pipe_that_is_given_back_with_bytes_inside_is_closed() -> None:
+    """What one connection left in a pipe never reaches another one."""
+    engine = Engine(VirtualClock(), raise_bug)
+    try:
+        pipe = engine.pipes.take()
+        assert isinstance(pipe, Pipe)
+        pipe.level = os.write(pipe.write_fd, b"secret")
+        engine.pipes.give_back(pipe)
+        assert engine.pipes._open == 0
+        fresh = engine.pipes.take()
+        assert fresh is not None
+        with pytest.raises(BlockingIOError):
+            os.read(fresh.read_fd, 1)
+        engine.pipes.give_back(fresh)
+    finally:
+        engine.close()

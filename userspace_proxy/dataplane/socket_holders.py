@@ -1,0 +1,96 @@
+"""Who holds a TCP port: the name of a process for the sentence that says that a port is in use.
+
+Blocking, and slow on a node with many processes and open files (it reads /proc/PID/fd until it finds the holder): to be
+called only after a bind has failed, and not at each retry. It sees what /proc shows to this process: without
+privileges only processes of the same user, never those of another PID namespace.
+Source: proc_pid_net(5), proc_pid_fd(5), proc_pid_comm(5). Entry point: ``describe_holder``.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+from itertools import islice, takewhile
+from pathlib import Path
+
+from userspace_proxy.model.names import IPAddress
+
+_PROC = Path("/proc")
+_LISTEN = "0A"
+"""TCP_LISTEN of linux/tcp_states.h as /proc/net/tcp prints it."""
+
+
+def describe_holder(address: IPAddress, port: int) -> str | None:
+    """Return who keeps us from listening on a TCP address, as ``pid 812 (nginx)``.
+
+    Where several processes share the socket it is the one with the lowest pid: the parent, as a rule. None: no
+    listening socket is in the way (one that is bound but does not listen is shown nowhere), or its owner is hidden.
+    """
+    inodes = {inode for held, inode in _listening_sockets(address, port) if _conflicts(held, address)}
+    pid = _lowest_pid_with(inodes) if inodes else None
+    return None if pid is None else f"pid {pid} ({_command_name(pid)})"
+
+
+def _conflicts(held: IPAddress, wanted: IPAddress) -> bool:
+    """Return whether a socket on ``held`` is in the way of one on ``wanted`` with the same port, V6ONLY if IPv6.
+
+    /proc does not say whether an IPv6 wildcard socket is dual-stack; it is by default, so it counts for IPv4 too.
+    """
+    if isinstance(held, IPv6Address):
+        if held.is_unspecified:
+            return True
+        held = held.ipv4_mapped or held
+    if held.version != wanted.version:
+        return False
+    return held == wanted or held.is_unspecified or wanted.is_unspecified
+
+
+def _listening_sockets(wanted: IPAddress, port: int) -> Iterator[tuple[IPAddress, str]]:
+    """Yield address and inode of the sockets that listen on the port in the families that can be in the way."""
+    tables = ("net/tcp", "net/tcp6") if isinstance(wanted, IPv4Address) else ("net/tcp6",)
+    for table in tables:
+        try:
+            # The kernel lists listening sockets first (tcp_seq_start in net/ipv4/tcp_ipv4.c): no need to read on
+            # through what may be a hundred thousand connections.
+            with (_PROC / table).open(encoding="utf-8") as lines:
+                rows = (line.split() for line in islice(lines, 1, None))
+                for row in takewhile(lambda row: row[3] == _LISTEN, rows):
+                    address, _, held_port = row[1].partition(":")
+                    if int(held_port, 16) == port:
+                        yield _parse_address(address), row[9]
+        except OSError:  # no IPv6, or no /proc: then nobody can be named
+            continue
+
+
+def _parse_address(text: str) -> IPAddress:
+    """Parse an address as /proc/net/tcp and tcp6 print it: 32-bit words in the byte order of the machine."""
+    packed = b"".join(int(text[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(text), 8))
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)  # noqa: PLR2004
+
+
+def _lowest_pid_with(inodes: set[str]) -> int | None:
+    """Return the lowest pid that has one of the sockets open."""
+    links = {f"socket:[{inode}]" for inode in inodes}
+    for pid in sorted(int(name) for name in os.listdir(_PROC) if name.isdecimal()):  # noqa: PTH208
+        if any(link in links for link in _open_files(pid)):
+            return pid
+    return None
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    """Yield where the descriptors of a process lead; nothing more once it is gone, nothing if it is not ours to see."""
+    directory = f"{_PROC}/{pid}/fd"
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                yield os.readlink(entry.path)  # noqa: PTH115
+    except OSError:
+        return
+
+
+def _command_name(pid: int) -> str:
+    try:
+        name = (_PROC / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")
+    except OSError:
+        return "gone"
+    return "".join(character if character.isprintable() else "?" for character in name)
