@@ -1,0 +1,255 @@
+"""When iptables steering runs commands, and what it makes of their failures; the commands are fakes."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from builders import frontend, node_port_frontend
+from loopback.steering.fake_commands import FakeCommands
+
+from userspace_proxy.config import Config
+from userspace_proxy.errors import SteeringError
+from userspace_proxy.model.names import Family
+from userspace_proxy.plan.state import ListenerKey
+from userspace_proxy.steering.assignments import Assignments
+from userspace_proxy.steering.base import pool_key
+from userspace_proxy.steering.iptables import IptablesSteering, open_iptables
+
+MakeConfig = Callable[..., Config]
+
+IPV4 = ("iptables-nft-save", "iptables-nft-restore")
+IPV6 = ("ip6tables-nft-save", "ip6tables-nft-restore")
+WEB = frontend("10.96.0.10:80")
+WEB6 = frontend("[fd00::a]:80")
+NODE_PORT = node_port_frontend(30080)
+
+
+def steer(
+    commands: FakeCommands,
+    make_config: MakeConfig,
+    do: Callable[[IptablesSteering], Awaitable[None]],
+) -> None:
+    """Open iptables steering on the fakes there are, forget the calls of its probes, and do something with it."""
+
+    async def run() -> None:
+        steering = await open_iptables(Assignments(make_config()))
+        commands.forget()
+        await do(steering)
+
+    trio.run(run)
+
+
+def test_place_gives_cluster_addresses_a_proxy_port_and_node_ports_their_own(
+    commands: FakeCommands, make_config: MakeConfig
+) -> None:
+    """Rules lead both families to Listeners on all addresses; a NodePort is bound directly."""
+
+    async def do(steering: IptablesSteering) -> None:
+        await trio.lowlevel.checkpoint()
+        placed = steering.place([WEB, WEB6, NODE_PORT])
+        assert [placement.frontend for placement in placed] == [WEB, WEB6, NODE_PORT]
+        ports = {placement.listener.port for placement in placed[:2]}
+        assert len(ports) == 2
+        assert ports <= set(make_config().proxy_port_range)
+        assert [placement.listens_at.rpartition(":")[0] for placement in placed] == ["0.0.0.0", "[::]", "0.0.0.0"]
+        assert placed[0].listener.key == ListenerKey(pool_key(WEB), None)
+        assert placed[2].listens_at == "0.0.0.0:30080"
+        assert steering.place([WEB]) == placed[:1]
+
+    commands.add(*IPV4, *IPV6)
+    steer(commands, make_config, do)
+
+
+def test_unchanged_rules_cause_no_exec(commands: FakeCommands, make_config: MakeConfig) -> None:
+    """A change is one restore in its family; the same again, in any order, and an idle node are none."""
+
+    async def do(steering: IptablesSteering) -> None:
+        placed = steering.place([WEB, WEB6, NODE_PORT, frontend("10.96.0.11:80", "shop/api")])
+        await steering.apply(placed)
+        assert {name: len(calls) for name, calls in commands.calls().items()} == dict.fromkeys((*IPV4, *IPV6), 1)
+        assert "10.96.0.11" in commands.input(IPV4[1])
+        assert "30080" not in commands.input(IPV4[1])
+        assert (make_config().state_dir / "assignments.json").exists()
+
+        commands.forget()
+        await steering.apply(placed[::-1])
+        await steering.refresh()
+        assert commands.calls() == {}
+
+        await steering.apply(placed[:3])
+        assert commands.calls() == {IPV4[0]: ["-t nat"], IPV4[1]: ["--noflush -w 5"]}
+        assert "10.96.0.11" not in commands.input(IPV4[1])
+
+    commands.add(*IPV4, *IPV6)
+    steer(commands, make_config, do)
+
+
+def test_proxy_port_of_a_service_that_is_gone_can_be_taken(commands: FakeCommands, make_config: MakeConfig) -> None:
+    """Nobody loses a port before nothing leads to it any more."""
+    config = make_config(proxy_port_range=range(20000, 20001))
+
+    async def run() -> None:
+        steering = await open_iptables(Assignments(config))
+        await steering.apply(steering.place([WEB]))
+        commands.add(IPV4[1], stderr="busy", status=4)
+        with pytest.raises(SteeringError, match="busy"):
+            await steering.apply([])
+        with pytest.raises(SteeringError, match="widen --proxy-port-range"):
+            steering.place([frontend("10.96.0.11:80", "shop/api")])
+        commands.add(IPV4[1])
+        await steering.apply([])
+        (placed,) = steering.place([frontend("10.96.0.11:80", "shop/api")])
+        assert placed.listener.port == 20000
+
+    commands.add(*IPV4)
+    trio.run(run)
+
+
+def test_family_whose_tool_fails_does_not_stop_the_other_and_is_retried(
+    commands: FakeCommands, make_config: MakeConfig
+) -> None:
+    """The sentence has the family, the tool, its words and the rule; ``refresh`` tries again, and only that family."""
+
+    async def do(steering: IptablesSteering) -> None:
+        commands.add(IPV4[1], stderr="line 3 failed", status=1)
+        placed = steering.place([WEB, WEB6])
+        with pytest.raises(SteeringError) as raised:
+            await steering.apply(placed)
+        assert str(raised.value).startswith(
+            "IPv4 cluster addresses are not steered as they should be: iptables-nft-restore: line 3 failed: "
+        )
+        assert "fd00::a" in commands.input(IPV6[1])
+
+        commands.add(IPV4[1])
+        commands.forget()
+        await steering.refresh()
+        assert commands.calls().keys() == set(IPV4)
+        commands.forget()
+        await steering.refresh()
+        assert commands.calls() == {}
+
+        commands.add(IPV6[0], stderr="busy", status=4)
+        with pytest.raises(SteeringError, match=r"IPv6 cluster addresses are not .*: ip6tables-nft-save: busy"):
+            await steering.apply(placed[:1])
+        commands.add(IPV6[0])
+        commands.forget()
+        await steering.refresh()
+        assert commands.calls().keys() == set(IPV6)
+
+    commands.add(*IPV4, *IPV6)
+    steer(commands, make_config, do)
+
+
+def test_cancelled_change_is_written_again(commands: FakeCommands, make_config: MakeConfig) -> None:
+    """After a cancelled restore nobody knows what is in force, so the same rules are not taken for unchanged."""
+
+    async def do(steering: IptablesSteering) -> None:
+        placed = steering.place([WEB])
+        await steering.apply(placed)
+        commands.add(IPV4[1], takes_s=60)
+        commands.forget()
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(steering.apply, [])
+                while IPV4[1] not in commands.calls():  # noqa: ASYNC110 - another process has no event to wait for
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
+
+        commands.add(IPV4[1])
+        commands.forget()
+        await steering.apply(placed)
+        assert commands.calls().keys() == set(IPV4)
+
+    commands.add(*IPV4)
+    steer(commands, make_config, do)
+
+
+def test_family_without_a_tool_is_left_out_with_the_reason(commands: FakeCommands, make_config: MakeConfig) -> None:
+    """A node without IPv6 is served all the same; who asks is told why the other Frontends are not."""
+
+    async def do(steering: IptablesSteering) -> None:
+        assert steering.refused_families == {Family.IPV6: "ip6tables is not on PATH"}
+        placed = steering.place([WEB, WEB6, NODE_PORT])
+        assert [placement.frontend for placement in placed] == [WEB, NODE_PORT]
+        await steering.apply(placed)
+        assert commands.calls().keys() == set(IPV4)
+
+    commands.add(*IPV4)
+    steer(commands, make_config, do)
+
+
+def test_open_without_any_tool_gives_both_reasons(commands: FakeCommands, make_config: MakeConfig) -> None:
+    """Nothing is opened where nothing works."""
+    with pytest.raises(SteeringError, match=r"^iptables is not on PATH; ip6tables is not on PATH$"):
+        trio.run(open_iptables, Assignments(make_config()))
+
+
+def test_close_without_apply_runs_nothing(commands: FakeCommands, make_config: MakeConfig) -> None:
+    """What only looked at the node leaves the rules of a live run alone."""
+
+    async def do(steering: IptablesSteering) -> None:
+        await steering.refresh()
+        await steering.aclose()
+        assert commands.calls() == {}
+
+    commands.add(*IPV4, *IPV6)
+    steer(commands, make_config, do)
+
+
+def test_close_removes_what_is_there_even_when_cancelled(commands: FakeCommands, make_config: MakeConfig) -> None:
+    """One restore removes chains and jumps; a second close finds nothing to do."""
+
+    async def do(steering: IptablesSteering) -> None:
+        await steering.apply(steering.place([WEB]))
+        commands.add(IPV4[0], stdout="*nat\n:USP-REDIRECT - [0:0]\n-A OUTPUT -j USP-REDIRECT\nCOMMIT\n")
+        commands.forget()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await steering.aclose()
+        removal = "*nat\n:USP-REDIRECT - [0:0]\n-D OUTPUT -j USP-REDIRECT\n-X USP-REDIRECT\nCOMMIT\n"
+        assert commands.input(IPV4[1]) == removal
+        commands.forget()
+        await steering.aclose()
+        await steering.refresh()
+        assert commands.calls() == {}
+
+    commands.add(*IPV4)
+    steer(commands, make_config, do)
+
+
+def test_refresh_after_close_writes_nothing(commands: FakeCommands, make_config: MakeConfig) -> None:
+    """What failed before the end is not tried again after it."""
+
+    async def do(steering: IptablesSteering) -> None:
+        commands.add(IPV4[1], stderr="busy", status=4)
+        with pytest.raises(SteeringError, match="busy"):
+            await steering.apply(steering.place([WEB]))
+        await steering.aclose()
+        commands.forget()
+        await steering.refresh()
+        assert commands.calls() == {}
+
+    commands.add(*IPV4)
+    steer(commands, make_config, do)
+
+
+def test_close_that_leaves_something_says_how_to_remove_it(commands: FakeCommands, make_config: MakeConfig) -> None:
+    """The other family is removed all the same, and a later close tries again."""
+
+    async def do(steering: IptablesSteering) -> None:
+        await steering.apply(steering.place([WEB]))
+        commands.add(IPV4[0], stderr="iptables-nft-save: busy", status=4)
+        commands.forget()
+        with pytest.raises(SteeringError) as raised:
+            await steering.aclose()
+        assert str(raised.value) == (
+            "IPv4 rules could not be removed: iptables-nft-save: busy; run userspace-proxy cleanup"
+        )
+        assert IPV6[0] in commands.calls()
+        commands.add(IPV4[0])
+        commands.forget()
+        await steering.aclose()
+        assert commands.calls().keys() == {IPV4[0]}
+
+    commands.add(*IPV4, *IPV6)
+    steer(commands, make_config, do)

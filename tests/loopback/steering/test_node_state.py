@@ -1,0 +1,45 @@
+"""What is read of the node the tests run on."""
+
+import socket
+from ipaddress import IPv4Address, IPv6Address
+
+from userspace_proxy.steering.node_state import ports_in_use, read_local_addresses, read_node_addresses
+
+
+def test_addresses_of_this_node_have_loopback() -> None:
+    """Whatever else the node has, lo has 127.0.0.1, and every address can be bound."""
+    node = read_node_addresses()
+    assert ("lo", IPv4Address("127.0.0.1")) in node.by_interface
+    for _, address in node.by_interface:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
+            bound.bind((str(address), 0))
+    assert set(node.interfaces) <= {name for _, name in socket.if_nameindex()}
+
+
+def test_local_addresses_are_those_of_both_families() -> None:
+    """A NodePort answers at each of them."""
+    addresses = read_local_addresses()
+    assert {address for _, address in read_node_addresses().by_interface} <= addresses
+    if socket.has_ipv6:
+        assert IPv6Address("::1") in addresses
+
+
+def test_ports_in_use_are_those_listened_on_or_bound_for_udp() -> None:
+    """The ports of connections do not count: SO_REUSEADDR lets a listening socket have the same."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client,
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening,
+        socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as listening6,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as udp6,
+    ):
+        for ipv4 in (listening, udp):
+            ipv4.bind(("127.0.0.1", 0))
+        for ipv6 in (listening6, udp6):
+            ipv6.bind(("::1", 0))
+        listening.listen()
+        listening6.listen()
+        client.connect(listening.getsockname())
+        in_use = ports_in_use()
+        assert {one.getsockname()[1] for one in (listening, listening6, udp, udp6)} <= in_use
+        assert client.getsockname()[1] not in in_use

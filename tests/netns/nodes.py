@@ -1,0 +1,326 @@
+"""A node with pods, each a network namespace of its own: what steering is tried on.
+
+Nothing here touches the namespace that the tests run in: even links are made inside the others. ::
+
+    outside eth0 ------- eth0 node vethpod -------- eth0 pod
+    10.0.0.2         10.0.0.1      10.0.1.1         10.0.1.2
+    fd00:0::2        fd00:0::1     fd00:1::1        fd00:1::2
+                              node calipod -------- eth0 bare_pod
+                              (no IPv4; fe80::1)    10.0.2.2/32, fd00:2::2/128
+
+The bare pod is connected as Calico does it: the host end has no address and answers ARP for everything.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+_PREFIX = "usp-test"
+_NUMBERS = itertools.count()
+_COMMAND_TIMEOUT_S = 30.0
+
+_DIAL = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3) as client:
+        with client.makefile() as stream:
+            print(stream.read(), end="")
+except OSError as error:
+    print(type(error).__name__, end="")
+"""
+
+_NODE_LINKS = """
+link set lo up
+link add eth0 type veth peer name eth0 netns {outside}
+link add vethpod type veth peer name eth0 netns {pod}
+address add 10.0.0.1/24 dev eth0
+address add fd00:0::1/64 dev eth0 nodad
+address add 10.0.1.1/24 dev vethpod
+address add fd00:1::1/64 dev vethpod nodad
+link set eth0 up
+link set vethpod up
+route add default via 10.0.0.2
+route add default via fd00:0::2
+"""
+_OUTSIDE_LINKS = """
+link set lo up
+address add 10.0.0.2/24 dev eth0
+address add fd00:0::2/64 dev eth0 nodad
+link set eth0 up
+route add default via 10.0.0.1
+route add default via fd00:0::1
+"""
+_POD_LINKS = """
+link set lo up
+address add 10.0.1.2/24 dev eth0
+address add fd00:1::2/64 dev eth0 nodad
+link set eth0 up
+route add default via 10.0.1.1
+route add default via fd00:1::1
+"""
+_FOREIGN_RULES = """
+*filter
+:KUBE-FIREWALL - [0:0]
+-A INPUT -m comment --comment "kubernetes node firewall" -j KUBE-FIREWALL
+-A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP
+COMMIT
+*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-OTHER - [0:0]
+-A PREROUTING -m comment --comment "not ours: -j USP-REDIRECT" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A KUBE-SERVICES -d {other} -p tcp -m tcp --dport 80 -j KUBE-SVC-OTHER
+-A KUBE-SVC-OTHER -p tcp -j DNAT --to-destination {pod}
+COMMIT
+"""
+
+
+class Namespace:
+    """A network namespace; ``close`` ends what was started in it and deletes it."""
+
+    def __init__(self, role: str) -> None:
+        self.name = f"{_PREFIX}-{os.getpid()}-{next(_NUMBERS)}-{role}"
+        self._processes: list[subprocess.Popen[str]] = []
+        _ip("netns", "add", self.name)
+        # No duplicate address detection: addresses are usable at once.
+        self.set_sysctl("net/ipv6/conf/all/accept_dad", 0)
+        self.set_sysctl("net/ipv6/conf/default/accept_dad", 0)
+
+    def run(
+        self,
+        *argv: str | Path,
+        text: str | None = None,
+        env: dict[str, str] | None = None,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside, to its end.
+
+        Args:
+            argv: The command.
+            text: Its input.
+            env: Added to the environment.
+            check: Fail the test, with what the command said, if its exit status is not 0.
+        """
+        done = subprocess.run(
+            self._inside(argv),
+            input=text,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_TIMEOUT_S,
+            check=False,
+        )
+        if check:
+            assert done.returncode == 0, f"{argv}: exit status {done.returncode}: {done.stdout}{done.stderr}"
+        return done
+
+    def start(
+        self, *argv: str | Path, env: dict[str, str] | None = None, stderr: IO[str] | int | None = None
+    ) -> subprocess.Popen[str]:
+        """Start a command inside, with pipes for input and output; it is killed by ``close`` at the latest."""
+        process = subprocess.Popen(
+            self._inside(argv),
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            bufsize=1,
+        )
+        self._processes.append(process)
+        return process
+
+    def ip(self, batch: str) -> None:
+        """Run lines of iproute2 commands, each without the leading ``ip``."""
+        done = subprocess.run(
+            ["ip", "-n", self.name, "-batch", "-"], input=batch.strip(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    def set_sysctl(self, path: str, value: int) -> None:
+        """Set a sysctl that belongs to the namespace, as ``net/ipv4/ip_forward``."""
+        self.run("sh", "-c", f"echo {value} > /proc/sys/{path}")
+
+    def dial(self, address: str, port: int) -> str:
+        """Connect by TCP, send nothing, and return what the other side says until it closes.
+
+        If there is no connection, return the name of Python's exception: ``ConnectionRefusedError``,
+        ``TimeoutError`` (after 3 s), ``OSError`` (no route).
+        """
+        return self.run(sys.executable, "-I", "-S", "-c", _DIAL, address, str(port)).stdout
+
+    def close(self) -> None:
+        """End what was started inside and delete the namespace with its links."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    if pipe is not None:
+                        pipe.close()
+        _ip("netns", "delete", self.name)
+
+    def _inside(self, argv: Sequence[str | Path]) -> list[str]:
+        return ["ip", "netns", "exec", self.name, *map(str, argv)]
+
+
+class Node(Namespace):
+    """A node with a pod, a bare pod and a host outside (see the top of this file)."""
+
+    def __init__(self, pod: Namespace, bare_pod: Namespace, outside: Namespace) -> None:
+        super().__init__("node")
+        self.pod = pod
+        """Its host end has addresses."""
+        self.bare_pod = bare_pod
+        """Its host end has no IPv4 address and only a link-local IPv6 address."""
+        self.outside = outside
+        """A host on the node's network, and the node's default gateway."""
+
+    def connect(self) -> None:
+        """Make all links."""
+        self.set_sysctl("net/ipv4/ip_forward", 1)  # without it the kernel answers no ARP for others
+        self.set_sysctl("net/ipv6/conf/all/forwarding", 1)
+        self.ip(_NODE_LINKS.format(outside=self.outside.name, pod=self.pod.name))
+        self.outside.ip(_OUTSIDE_LINKS)
+        self.pod.ip(_POD_LINKS)
+        self.add_bare_link("calipod", self.bare_pod, "10.0.2.2", "fd00:2::2")
+
+    def add_bare_link(self, interface: str, pod: Namespace, ipv4: str, ipv6: str) -> None:
+        """Connect a pod by an interface of the node that has no IPv4 address."""
+        self.ip(f"link add {interface} type veth peer name eth0 netns {pod.name}")
+        self.set_sysctl(f"net/ipv4/conf/{interface}/proxy_arp", 1)
+        self.ip(
+            f"""
+            link set {interface} addrgenmode none
+            address add fe80::1/64 dev {interface} nodad
+            link set {interface} up
+            route add {ipv4}/32 dev {interface}
+            route add {ipv6}/128 dev {interface}
+            """
+        )
+        pod.ip(
+            f"""
+            link set lo up
+            address add {ipv4}/32 dev eth0
+            address add {ipv6}/128 dev eth0 nodad
+            link set eth0 up
+            route add 169.254.1.1 dev eth0 scope link
+            route add default via 169.254.1.1 dev eth0
+            route add default via fe80::1 dev eth0
+            """
+        )
+
+    def add_foreign_rules(self, variant: str) -> None:
+        """Add the rules of another proxy, which are to be left alone, in one variant of iptables."""
+        for command, other, pod in (
+            ("iptables", "10.96.0.99/32", "10.0.1.2:8080"),
+            ("ip6tables", "fd00:96::63/128", "[fd00:1::2]:8080"),
+        ):
+            self.run(f"{command}-{variant}-restore", "--noflush", text=_FOREIGN_RULES.format(other=other, pod=pod))
+
+    def client(self, role: str) -> Namespace:
+        """Return who dials: ``node``, ``pod``, ``bare pod`` or ``outside``."""
+        return {"node": self, "pod": self.pod, "bare pod": self.bare_pod, "outside": self.outside}[role]
+
+    def ruleset(self) -> list[str]:
+        """Return all netfilter rules of the node, normalised: equal lists say that the ruleset is the same.
+
+        Without comments, counters, handles, and built-in chains that are empty with policy ACCEPT. The legacy variant
+        is asked only for tables that exist, as asking for others creates them.
+        """
+        lines = []
+        for command in ("iptables", "ip6tables"):
+            for variant in ("nft", "legacy"):
+                saved = self.run(f"{command}-{variant}-save").stdout
+                lines += [f"{command}-{variant} {line}" for line in _normalise_saved(saved)]
+        listed = json.loads(self.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
+        return lines + _normalise_nft(listed)
+
+    def legacy_tables(self) -> str:
+        """Return the names of the iptables-legacy tables that exist, of both families."""
+        return self.run("cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names").stdout
+
+
+@contextlib.contextmanager
+def open_node() -> Iterator[Node]:
+    """Make a node and all around it; all of it is deleted at the end."""
+    with contextlib.ExitStack() as stack:
+        around = [stack.enter_context(open_namespace(role)) for role in ("pod", "bare", "outside")]
+        node = Node(*around)
+        stack.callback(node.close)
+        node.connect()
+        yield node
+
+
+@contextlib.contextmanager
+def open_namespace(role: str) -> Iterator[Namespace]:
+    """Make a namespace without links, as for one more pod; it is deleted at the end."""
+    namespace = Namespace(role)
+    try:
+        yield namespace
+    finally:
+        namespace.close()
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait until a condition holds; after 10 s it counts as never."""
+    deadline = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come true within 10 s"
+
+
+def delete_orphans() -> None:
+    """Delete the namespaces of earlier test runs that were killed."""
+    for line in _ip("netns", "list").splitlines():
+        name = line.split()[0]
+        owner = re.match(rf"{_PREFIX}-(\d+)-", name)
+        if owner and not Path("/proc", owner[1]).exists():
+            _ip("netns", "delete", name)
+
+
+def _ip(*arguments: str) -> str:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _normalise_saved(saved: str) -> Iterator[str]:
+    """Yield the lines of iptables-save that count, each with its table."""
+    table = ""
+    lines = saved.splitlines()
+    for line in lines:
+        if line.startswith("*"):
+            table = line
+        elif line.startswith(":"):
+            name, policy, _counters = line[1:].split()
+            if policy != "ACCEPT" or any(other.startswith(f"-A {name} ") for other in lines):
+                yield f"{table} :{name} {policy}"
+        elif line.startswith("-"):
+            yield f"{table} {line}"
+
+
+def _normalise_nft(listed: list[dict[str, Any]]) -> list[str]:
+    """Return the objects of nft's JSON that count."""
+    ruled = {(rule["family"], rule["table"], rule["chain"]) for entry in listed if (rule := entry.get("rule"))}
+    kept: list[dict[str, Any]] = []
+    for entry in listed:
+        ((kind, content),) = entry.items()
+        content.pop("handle", None)
+        content.pop("comment", None)
+        is_idle_base = content.get("policy") == "accept" and (
+            (content["family"], content["table"], content["name"]) not in ruled
+        )
+        if kind not in ("metainfo", "table") and not (kind == "chain" and is_idle_base):
+            kept.append(entry)
+    used = {(content["family"], content["table"]) for entry in kept for content in entry.values()}
+    kept += [entry for entry in listed if (table := entry.get("table")) and (table["family"], table["name"]) in used]
+    counters = re.compile(r'"(packets|bytes)": \d+')
+    return [counters.sub("", json.dumps(entry, sort_keys=True)) for entry in kept]

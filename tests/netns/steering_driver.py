@@ -1,0 +1,129 @@
+"""Steering as a process of its own, with a Listener for each Placement that says which Frontend it serves.
+
+Run inside a namespace. ``steering_driver.py KIND STATE_DIR`` prints how steering was chosen as JSON, then reads JSON
+lists of Frontends (``10.96.0.10:80``, all of one Service) from its input; for each it opens the Listeners, applies,
+and answers with the Placements as JSON. SIGTERM closes steering. ``steering_driver.py cleanup|dry-run`` cleans up and
+prints the report. A SteeringError is printed as JSON, too, and ends it with status 1.
+"""
+
+import json
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import trio
+from attrs import asdict
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from builders import frontend
+
+from userspace_proxy.config import Config, SteeringKind
+from userspace_proxy.errors import SteeringError
+from userspace_proxy.plan.state import ListenerSpec
+from userspace_proxy.steering.base import Steering
+from userspace_proxy.steering.cleanup import cleanup
+from userspace_proxy.steering.probe import choose_steering
+
+REFRESH_INTERVAL_S = 0.1
+
+
+async def run_driver(kind: SteeringKind, state_dir: Path) -> None:
+    """Steer until SIGTERM."""
+    chosen = await choose_steering(Config(manifests=(), state_dir=state_dir, runtime_dir=state_dir, steering=kind))
+    steering = chosen.steering
+    say({"kind": steering.kind, "explained": chosen.explain()})
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_sigterm, nursery.cancel_scope)
+            nursery.start_soon(run_refresh, steering)
+            await run_commands(steering, nursery)
+    finally:
+        await steering.aclose()
+
+
+async def run_commands(steering: Steering, nursery: trio.Nursery) -> None:
+    """Bring each list of Frontends into force that comes in."""
+    opened: set[ListenerSpec] = set()
+    async with aclosing(read_lines()) as lines:
+        async for line in lines:
+            placements = steering.place([frontend(at, f"shop/web:{at}") for at in json.loads(line)])
+            for placement in placements:
+                if placement.listener not in opened:
+                    opened.add(placement.listener)
+                    nursery.start_soon(run_listener, placement.listener, str(placement.frontend))
+            try:
+                await steering.apply(placements)
+            except SteeringError as error:
+                say({"error": str(error)})
+            else:
+                say({str(placement.frontend): placement.listens_at for placement in placements})
+
+
+async def run_listener(spec: ListenerSpec, greeting: str) -> None:
+    """Greet each client and close."""
+    family = socket.AF_INET if isinstance(spec.address, IPv4Address) else socket.AF_INET6
+    with trio.socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await listening.bind((str(spec.address), spec.port))
+        listening.listen()
+        while True:
+            client, _ = await listening.accept()
+            with client:
+                await client.send(greeting.encode())
+
+
+async def run_refresh(steering: Steering) -> None:
+    """Let steering follow the node."""
+    while True:
+        await trio.sleep(REFRESH_INTERVAL_S)
+        await steering.refresh()
+
+
+async def run_until_sigterm(scope: trio.CancelScope) -> None:
+    """Cancel when asked to end."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+async def read_lines() -> AsyncGenerator[str, None]:
+    """Yield the lines of standard input, then wait for ever."""
+    rest = b""
+    async with trio.lowlevel.FdStream(sys.stdin.fileno()) as stream:
+        async for chunk in stream:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line.decode()
+        await trio.sleep_forever()
+
+
+def say(value: dict[str, Any]) -> None:
+    """Print one line of JSON."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Do what the arguments say."""
+    try:
+        match sys.argv[1:]:
+            case ["cleanup" | "dry-run" as how]:
+                say(asdict(trio.run(partial(cleanup, dry_run=how == "dry-run"))))
+            case [kind, state_dir]:
+                trio.run(run_driver, SteeringKind(kind), Path(state_dir))
+    except SteeringError as error:
+        say({"error": str(error)})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Proxy ports and loopback addresses: handed out by name, the same after a restart whatever the order of arrival.
+
+A name's hash says where to look first, the file in the state directory remembers who got what. Nothing here binds
+a port or knows what a name stands for. Entry point: ``Assignments``.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Container, Iterable
+from hashlib import blake2b
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
+
+import msgspec
+from attrs import field, frozen
+
+from userspace_proxy.config import Config
+from userspace_proxy.errors import SteeringError
+from userspace_proxy.steering.node_state import ports_in_use
+
+_log = logging.getLogger(__name__)
+
+_LOCALHOST = IPv4Address("127.0.0.1")
+
+
+class Assignments:
+    """The proxy ports and loopback addresses of one state directory.
+
+    Names that are no longer in use keep what they have until the space is needed: a Service that is deleted and
+    created again is found where it was.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._path = config.state_dir / "assignments.json"
+        self._ports = _Numbers(config.proxy_port_range, allowed=lambda _: True)
+        network = config.loopback_range
+        first = int(network.network_address)
+        self._addresses = _Numbers(range(first, first + network.num_addresses), allowed=_is_plain_host)
+        self._proxy_port_range = config.proxy_port_range
+        self.loopback_range: IPv4Network = network
+        self._ports_in_use: frozenset[int] | None = None
+        self._is_writable = True
+        self._load()
+
+    def proxy_port(self, name: str) -> int:
+        """Return the proxy port of a Listener: no other name has it, and no foreign socket had it at first sight.
+
+        Raises:
+            SteeringError: all are taken.
+        """
+        port = self._ports.get(name, self._foreign_ports)
+        if port is None:
+            first, last = self._proxy_port_range[0], self._proxy_port_range[-1]
+            raise SteeringError(
+                f"no proxy port is left for {name}: all of {first}-{last} are taken; widen --proxy-port-range"
+            )
+        return port
+
+    def loopback_address(self, name: str) -> IPv4Address:
+        """Return the loopback address of a Service; no other name has it. Never one that ends in .0 or .255.
+
+        Raises:
+            SteeringError: all are taken.
+        """
+        number = self._addresses.get(name, lambda: ())
+        if number is None:
+            raise SteeringError(
+                f"no loopback address is left for {name}: all of {self.loopback_range} are taken; "
+                f"widen --loopback-range"
+            )
+        return IPv4Address(number)
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Say which names are in use, of Listeners and of Services; others may lose what they have.
+
+        Until the next call all that is asked for counts as in use too. The ports in use on the node are looked up
+        once between two calls.
+        """
+        in_use = frozenset(names)
+        self._ports.keep(in_use)
+        self._addresses.keep(in_use)
+        self._ports_in_use = None
+
+    def save(self) -> None:
+        """Write the file if there is something new; where that fails say it once, and go on without."""
+        if not (self._ports.is_changed or self._addresses.is_changed):
+            return
+        addresses = {name: str(IPv4Address(number)) for name, number in self._addresses.by_name.items()}
+        content = msgspec.json.encode(_Kept(self._ports.by_name, addresses))
+        written = self._path.with_suffix(".new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            written.write_bytes(msgspec.json.format(content, indent=1))
+            os.replace(written, self._path)  # noqa: PTH105 - the atomic one, by the name POSIX gives it
+        except OSError as error:
+            if self._is_writable:
+                _log.warning(
+                    "assignments cannot be kept: after a restart proxy ports and loopback addresses may be others; "
+                    "give a writable --state-dir",
+                    extra={"resource": self._path, "reason": error},
+                )
+            self._is_writable = False
+        else:
+            self._is_writable = True
+            self._ports.is_changed = self._addresses.is_changed = False
+
+    def _foreign_ports(self) -> frozenset[int]:
+        if self._ports_in_use is None:
+            self._ports_in_use = ports_in_use()
+        return self._ports_in_use
+
+    def _load(self) -> None:
+        try:
+            kept = msgspec.json.decode(self._path.read_bytes(), type=_Kept)
+            addresses = {name: int(IPv4Address(text)) for name, text in kept.loopback_addresses.items()}
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, AddressValueError) as error:
+            _log.warning(
+                "kept assignments cannot be read: proxy ports and loopback addresses may be others than before",
+                extra={"resource": self._path, "reason": error},
+            )
+            return
+        self._ports.restore(kept.proxy_ports)
+        self._addresses.restore(addresses)
+
+
+@frozen
+class _Kept:
+    """The file."""
+
+    proxy_ports: dict[str, int] = field(factory=dict)
+    loopback_addresses: dict[str, str] = field(factory=dict)
+
+
+class _Numbers:
+    """Numbers of one range, each with at most one name."""
+
+    def __init__(self, numbers: range, allowed: Callable[[int], bool]) -> None:
+        self._numbers = numbers
+        self._allowed = allowed
+        self._taken: set[int] = set()
+        self._in_use: set[str] = set()
+        self.by_name: dict[str, int] = {}
+        self.is_changed = False
+
+    def restore(self, by_name: dict[str, int]) -> None:
+        """Take over what was kept, as far as it fits the range; of two names with one number the first has it."""
+        for name, number in by_name.items():
+            if number in self._numbers and self._allowed(number) and number not in self._taken:
+                self._assign(name, number)
+        self.is_changed = False
+
+    def get(self, name: str, foreign: Callable[[], Container[int]]) -> int | None:
+        """Return the number of a name; None: there is none left.
+
+        Args:
+            name: Who asks.
+            foreign: Tells which numbers others have taken. A name that is in use is past that question: it may be
+                its own socket that would be seen.
+        """
+        number = self.by_name.get(name)
+        if number is not None and (name in self._in_use or number not in foreign()):
+            self._in_use.add(name)
+            return number
+        if number is not None:
+            self._release(name)
+        number = self._find(name, foreign())
+        if number is None:
+            for vanished in self.by_name.keys() - self._in_use:
+                self._release(vanished)
+            number = self._find(name, foreign())
+        if number is not None:
+            self._assign(name, number)
+            self._in_use.add(name)
+        return number
+
+    def keep(self, names: frozenset[str]) -> None:
+        """Say which names are in use."""
+        self._in_use.intersection_update(names)
+
+    def _find(self, name: str, foreign: Container[int]) -> int | None:
+        count = len(self._numbers)
+        if len(self._taken) == count:
+            return None
+        start = int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) % count
+        for step in range(count):
+            number = self._numbers[(start + step) % count]
+            if number not in self._taken and number not in foreign and self._allowed(number):
+                return number
+        return None
+
+    def _assign(self, name: str, number: int) -> None:
+        self.by_name[name] = number
+        self._taken.add(number)
+        self.is_changed = True
+
+    def _release(self, name: str) -> None:
+        self._taken.remove(self.by_name.pop(name))
+        self.is_changed = True
+
+
+def _is_plain_host(number: int) -> bool:
+    """Tell whether an address looks like one host to everybody: not like a network or a broadcast, not localhost."""
+    return number & 0xFF not in (0x00, 0xFF) and number != int(_LOCALHOST)

@@ -1,0 +1,33 @@
+"""No steering: NodePorts only. Entry point: ``NoSteering``."""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import trio
+
+from userspace_proxy.config import SteeringKind
+from userspace_proxy.plan.state import Frontend
+from userspace_proxy.steering.base import Placement, Steering, node_port_placement
+
+
+class NoSteering(Steering):
+    """Leads nothing anywhere; what is bound directly works all the same."""
+
+    kind: ClassVar[SteeringKind] = SteeringKind.NONE
+
+    def place(self, frontends: Iterable[Frontend]) -> tuple[Placement, ...]:
+        """Return the NodePorts (see ``Steering``)."""
+        placements = (node_port_placement(frontend) for frontend in frontends)
+        return tuple(placement for placement in placements if placement is not None)
+
+    async def apply(self, placements: Iterable[Placement]) -> None:  # noqa: ARG002 - the interface's
+        """Do nothing (see ``Steering``)."""
+        await trio.lowlevel.checkpoint()
+
+    async def refresh(self) -> None:
+        """Do nothing (see ``Steering``)."""
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Do nothing (see ``Steering``)."""
+        await trio.lowlevel.checkpoint()

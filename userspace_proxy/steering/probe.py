@@ -1,0 +1,81 @@
+"""Which kind of steering: the one asked for, or the first that works here. Entry point: ``choose_steering``."""
+
+from attrs import frozen
+
+from userspace_proxy.config import Config, SteeringKind
+from userspace_proxy.errors import SteeringError
+from userspace_proxy.steering.assignments import Assignments
+from userspace_proxy.steering.base import Steering
+from userspace_proxy.steering.iptables import open_iptables
+from userspace_proxy.steering.loopback import open_loopback
+from userspace_proxy.steering.none import NoSteering
+
+_AUTO_ORDER = (SteeringKind.IPTABLES, SteeringKind.LOOPBACK)
+"""Kinds that need nothing of the clients come first. ``none`` is never chosen: that is the user's to say."""
+
+
+@frozen
+class Refusal:
+    """A kind that does not work here."""
+
+    kind: SteeringKind
+    reason: str
+    """One clause."""
+
+    def __str__(self) -> str:
+        """Return ``iptables: not permitted (needs NET_ADMIN)``."""
+        return f"{self.kind}: {self.reason}"
+
+
+@frozen
+class Chosen:
+    """The kind that is to be used, and why not an earlier one."""
+
+    steering: Steering
+    refusals: tuple[Refusal, ...]
+    """In the order in which they were tried; empty for a kind that was asked for by name."""
+
+    def explain(self) -> tuple[str, ...]:
+        """Return what a user should know about the choice, one line each, for the log and for ``check``."""
+        families = self.steering.refused_families.items()
+        return (
+            *(f"steering {refusal.kind} does not work here: {refusal.reason}" for refusal in self.refusals),
+            f"steering {self.steering.kind} is used",
+            *(f"{family} cluster addresses are not served: {reason}" for family, reason in families),
+        )
+
+
+async def choose_steering(config: Config) -> Chosen:
+    """Return the steering for a run, found by really doing the smallest thing it would do, and undoing it.
+
+    Nothing is left in the kernel and nothing is written to the state directory before ``Steering.apply``.
+
+    Raises:
+        SteeringError: what was asked for does not work here, or nothing does; the sentence says why and what else.
+    """
+    assignments = Assignments(config)
+    if config.steering is not SteeringKind.AUTO:
+        try:
+            return Chosen(await _open(config.steering, assignments), ())
+        except SteeringError as error:
+            raise SteeringError(
+                f"--steering {config.steering} does not work here: {error}; --steering auto finds what does"
+            ) from error
+    refusals: list[Refusal] = []
+    for kind in _AUTO_ORDER:
+        try:
+            return Chosen(await _open(kind, assignments), tuple(refusals))
+        except SteeringError as error:
+            refusals.append(Refusal(kind, str(error)))
+    reasons = "; ".join(str(refusal) for refusal in refusals)
+    raise SteeringError(f"no kind of steering works here: {reasons}; --steering none serves NodePorts alone")
+
+
+async def _open(kind: SteeringKind, assignments: Assignments) -> Steering:
+    match kind:
+        case SteeringKind.IPTABLES:
+            return await open_iptables(assignments)
+        case SteeringKind.LOOPBACK:
+            return open_loopback(assignments)
+        case _:
+            return NoSteering()
