@@ -1,0 +1,192 @@
+"""What /metrics says, read back with the parser that scrapers use."""
+
+import platform
+from collections.abc import Generator, Mapping
+
+import pytest
+import trio
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+import userspace_proxy
+from userspace_proxy.control.admin_http import Response
+from userspace_proxy.control.collector import build_registry, metrics_page
+from userspace_proxy.control.cooperate import cooperate
+from userspace_proxy.control.counters import ControlCounters
+from userspace_proxy.dataplane.counters import EngineCounters
+from userspace_proxy.model.names import Protocol
+from userspace_proxy.telemetry import metric_names
+
+WEB = ("shop/web:http", Protocol.TCP)
+
+
+def in_one_go(page: Generator[None, None, Response]) -> Response:
+    """Return what a page in steps comes to."""
+    return trio.run(cooperate, page)
+
+
+def scrape(engines: Mapping[str, EngineCounters], control: ControlCounters | None = None) -> dict[str, Metric]:
+    """Return the families of one scrape by name, as Prometheus would read them."""
+    registry = build_registry(lambda: engines, control or ControlCounters())
+    page = in_one_go(metrics_page(registry))
+    assert (page.status, page.content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    families = list(text_string_to_metric_families(page.body.decode()))
+    assert len({family.name for family in families}) == len(families)
+    return {family.name: family for family in families}
+
+
+def values(family: Metric) -> dict[tuple[str, ...], float]:
+    """Return the values of a counter or gauge by label values, in the order of the label names' alphabet."""
+    found = {tuple(value for _, value in sorted(sample.labels.items())): sample.value for sample in family.samples}
+    assert len(found) == len(family.samples), "a label set stands twice: Prometheus refuses the whole page"
+    return found
+
+
+def busy_engine() -> EngineCounters:
+    """Return counters with a value in every place."""
+    engine = EngineCounters()
+    web = engine.services[WEB]
+    web.connections, web.active, web.bytes_to_backend, web.bytes_to_client = 10, 3, 1000, 20000
+    web.closed["C", "O"] += 2
+    web.closed["-", "-"] += 5
+    web.dials["ok"] += 9
+    web.dials["refused"] += 1
+    engine.accept_pauses["EMFILE"] += 4
+    engine.unexpected_errors += 1
+    for seconds in (0.0005, 0.003, 0.003, 9.0):
+        engine.dial_duration.observe(seconds)
+    return engine
+
+
+def busy_control() -> ControlCounters:
+    """Return counters with a value in every place."""
+    control = ControlCounters(listen_failures=6, oldest_unapplied_change=1795296600.5, unexpected_errors=2)
+    control.reconcile_duration.observe(0.0015)
+    control.reconcile_failures["steering"] += 3
+    control.applied_generation["control"] = 42
+    return control
+
+
+def test_scrape_of_one_engine_has_its_values_under_the_right_labels() -> None:
+    """Each counter comes out under its name with its labels."""
+    families = scrape({"control": busy_engine()}, busy_control())
+    assert values(families["userspace_proxy_connections"]) == {("TCP", "shop/web:http"): 10}
+    assert values(families["userspace_proxy_connections_active"]) == {("shop/web:http", "control"): 3}
+    assert values(families["userspace_proxy_connections_closed"]) == {
+        ("O", "C", "shop/web:http"): 2,
+        ("-", "-", "shop/web:http"): 5,
+    }
+    assert values(families["userspace_proxy_relayed_bytes"]) == {
+        ("to_backend", "shop/web:http"): 1000,
+        ("to_client", "shop/web:http"): 20000,
+    }
+    assert values(families["userspace_proxy_dials"]) == {("ok", "shop/web:http"): 9, ("refused", "shop/web:http"): 1}
+    assert values(families["userspace_proxy_accept_pauses"]) == {("EMFILE",): 4}
+    assert values(families["userspace_proxy_unexpected_errors"]) == {("engine",): 1, ("control",): 2}
+    assert values(families["userspace_proxy_listen_failures"]) == {(): 6}
+    assert values(families["userspace_proxy_reconcile_failures"]) == {("steering",): 3}
+    assert values(families["userspace_proxy_applied_generation"]) == {("control",): 42}
+    assert values(families["userspace_proxy_oldest_unapplied_change_timestamp_seconds"]) == {(): 1795296600.5}
+    assert values(families["userspace_proxy_build_info"]) == {
+        (platform.python_version(), userspace_proxy.__version__): 1
+    }
+
+
+def test_scrape_every_family_has_the_declared_type_help_and_labels() -> None:
+    """What is declared is exposed, all of it and nothing else under our prefix."""
+    families = scrape({"control": busy_engine()}, busy_control())
+    ours = {name for name in families if name.startswith("userspace_proxy")}
+    assert ours == {metric.name.removesuffix("_total") for metric in metric_names.ALL}
+    for metric in metric_names.ALL:
+        family = families[metric.name.removesuffix("_total")]
+        assert (family.type, family.documentation) == (metric.type, metric.help)
+        assert family.samples, metric.name
+        assert {tuple(sorted(sample.labels.keys() - {"le"})) for sample in family.samples} == {
+            tuple(sorted(metric.labels))
+        }
+
+
+def test_scrape_histograms_are_cumulative_with_inf_sum_and_count() -> None:
+    """Buckets count all observations up to their bound; the last one, +Inf, equals the count."""
+    families = scrape({"control": busy_engine()}, busy_control())
+    dial = {
+        (sample.name.rpartition("_")[2], sample.labels.get("le")): sample.value
+        for sample in families["userspace_proxy_dial_duration_seconds"].samples
+    }
+    assert dial["bucket", "0.0005"] == 1
+    assert dial["bucket", "0.0025"] == 1
+    assert dial["bucket", "0.005"] == 3
+    assert dial["bucket", "2.5"] == 3
+    assert dial["bucket", "+Inf"] == dial["count", None] == 4
+    assert dial["sum", None] == pytest.approx(9.0065)
+    bounds = [
+        sample.labels["le"]
+        for sample in families["userspace_proxy_reconcile_duration_seconds"].samples
+        if sample.name.endswith("_bucket")
+    ]
+    assert bounds[:3] == ["0.001", "0.002", "0.004"]
+    assert bounds[-2:] == ["16.384", "+Inf"]
+
+
+def test_scrape_of_several_engines_adds_counters_and_keeps_gauges_apart() -> None:
+    """A counter is one series for all workers; what is open now is told for each."""
+    families = scrape({"0": busy_engine(), "1": busy_engine()})
+    assert values(families["userspace_proxy_connections"]) == {("TCP", "shop/web:http"): 20}
+    assert values(families["userspace_proxy_connections_active"]) == {
+        ("shop/web:http", "0"): 3,
+        ("shop/web:http", "1"): 3,
+    }
+    assert values(families["userspace_proxy_accept_pauses"]) == {("EMFILE",): 8}
+    assert values(families["userspace_proxy_unexpected_errors"])["engine",] == 2
+    assert families["userspace_proxy_dial_duration_seconds"].samples[-2].value == 8
+
+
+def test_scrape_of_one_name_with_two_protocols_has_no_series_twice() -> None:
+    """A port that changes its protocol while connections drain meets itself in one series."""
+    engine = busy_engine()
+    engine.services[WEB[0], Protocol.UDP].connections = 1
+    families = scrape({"control": engine})
+    assert values(families["userspace_proxy_connections"]) == {("TCP", WEB[0]): 10, ("UDP", WEB[0]): 1}
+    assert values(families["userspace_proxy_relayed_bytes"])["to_client", WEB[0]] == 20000
+
+
+def test_scrape_after_a_service_is_dropped_has_no_series_of_it() -> None:
+    """The series of a removed Service end with its counters, on the same registry."""
+    engine = busy_engine()
+    registry = build_registry(lambda: {"control": engine}, ControlCounters())
+    assert b"shop/web" in in_one_go(metrics_page(registry)).body
+    del engine.services[WEB]
+    assert b"shop/web" not in in_one_go(metrics_page(registry)).body
+
+
+def test_metrics_page_of_many_services_is_the_same_in_many_steps() -> None:
+    """A large page is written in steps; it reads as if written at once, and Services may come and go meanwhile."""
+    engine = EngineCounters()
+    for number in range(1200):
+        engine.services[f"shop/web-{number}", Protocol.TCP].connections = number
+    registry = build_registry(lambda: {"control": engine}, ControlCounters())
+    in_steps = in_one_go(metrics_page(registry)).body.splitlines()
+    at_once = generate_latest(registry).splitlines()
+    assert our_lines(in_steps) == our_lines(at_once)
+    assert len(our_lines(in_steps)) > 1200 * 4
+    assert len(list(metrics_page(registry))) > 20
+    for number, _ in enumerate(metrics_page(registry)):
+        del engine.services[f"shop/web-{number}", Protocol.TCP]
+        engine.services[f"shop/db-{number}", Protocol.TCP].connections = 1
+
+
+def our_lines(page: list[bytes]) -> list[bytes]:
+    """Return the lines about metrics of this program, comments too: the others change between two scrapes."""
+    return [line for line in page if b"userspace_proxy_" in line]
+
+
+def test_scrape_with_nothing_pending_has_no_oldest_change() -> None:
+    """An age computed from the oldest change cannot raise an alarm when there is none."""
+    families = scrape({})
+    assert families["userspace_proxy_oldest_unapplied_change_timestamp_seconds"].samples == []
+
+
+def test_scrape_has_the_process_and_python_metrics() -> None:
+    """CPU, memory, descriptors, garbage collection and the interpreter are told as everywhere else."""
+    assert {"process_cpu_seconds", "process_open_fds", "python_info", "python_gc_collections"} <= scrape({}).keys()

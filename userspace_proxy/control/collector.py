@@ -1,0 +1,165 @@
+"""What /metrics says: plain counters in, Prometheus families out.
+
+Nothing is kept here: each scrape reads the counters as they stand, so the series of a Service end when its counters do.
+Entry points: ``build_registry``, ``metrics_page``.
+"""
+
+import platform
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+import userspace_proxy
+from userspace_proxy.control.admin_http import Response
+from userspace_proxy.control.counters import ControlCounters
+from userspace_proxy.dataplane.counters import DIAL_DURATION_BOUNDS_S, EngineCounters, Histogram
+from userspace_proxy.telemetry import metric_names
+from userspace_proxy.telemetry.metric_names import MetricName, MetricType
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""The text format that every Prometheus reads; newer ones only add characters that our names do not have."""
+
+_STEP_SAMPLES = 500
+"""Samples written in one step, about a millisecond's work."""
+
+CountersByWorker = Callable[[], Mapping[str, EngineCounters]]
+"""Returns the counters of each running engine by the name of its worker; asked at each scrape."""
+
+
+def build_registry(engines: CountersByWorker, control: ControlCounters) -> CollectorRegistry:
+    """Return a registry of our own with the metrics of this program, of its process and of Python."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    registry.register(MetricsCollector(engines, control))
+    return registry
+
+
+def metrics_page(registry: CollectorRegistry) -> Generator[None, None, Response]:
+    """Return, in steps, all metrics of a registry in the Prometheus text format.
+
+    With thousands of Services the whole takes a tenth of a second or more. What is counted meanwhile appears or not.
+    """
+    parts = []
+    for family in registry.collect():
+        yield
+        for start in range(0, max(len(family.samples), 1), _STEP_SAMPLES):
+            text = generate_latest(_Slice(family, start))
+            parts.append(text if start == 0 else text.split(b"\n", 2)[2])  # HELP and TYPE lines stand once
+            yield
+    return Response(200, CONTENT_TYPE, b"".join(parts))
+
+
+class _Slice(Collector):
+    """Some of the samples of one family."""
+
+    def __init__(self, family: Metric, start: int) -> None:
+        self._metric = Metric(family.name, family.documentation, family.type)
+        self._metric.samples = family.samples[start : start + _STEP_SAMPLES]
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._metric
+
+
+class MetricsCollector(Collector):
+    """All metrics of ``telemetry.metric_names``, from the counters of the engines and of control."""
+
+    def __init__(self, engines: CountersByWorker, control: ControlCounters) -> None:
+        """Read from these at each scrape; nothing is read before."""
+        self._engines = engines
+        self._control = control
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families; a label set appears at most once in each, whatever the engines hold."""
+        engines = self._engines()
+        yield from _service_families(engines)
+        yield from _engine_families(engines, self._control)
+        yield from _control_families(self._control)
+
+
+def _service_families(engines: Mapping[str, EngineCounters]) -> Iterator[Metric]:
+    rows = [
+        (worker, service, protocol, counters)
+        for worker, engine in engines.items()
+        for (service, protocol), counters in engine.services.items()
+    ]
+    yield _family(
+        metric_names.CONNECTIONS, (((service, protocol), it.connections) for _, service, protocol, it in rows)
+    )
+    yield _family(metric_names.CONNECTIONS_ACTIVE, (((service, worker), it.active) for worker, service, _, it in rows))
+    yield _family(
+        metric_names.CONNECTIONS_CLOSED,
+        (
+            ((service, reason, phase), count)
+            for _, service, _, it in rows
+            for (reason, phase), count in it.closed.items()
+        ),
+    )
+    yield _family(
+        metric_names.RELAYED_BYTES,
+        (
+            ((service, direction), count)
+            for _, service, _, it in rows
+            for direction, count in (("to_backend", it.bytes_to_backend), ("to_client", it.bytes_to_client))
+        ),
+    )
+    yield _family(
+        metric_names.DIALS,
+        (((service, outcome), count) for _, service, _, it in rows for outcome, count in it.dials.items()),
+    )
+
+
+def _engine_families(engines: Mapping[str, EngineCounters], control: ControlCounters) -> Iterator[Metric]:
+    yield _family(
+        metric_names.ACCEPT_PAUSES,
+        (((errno_name,), count) for engine in engines.values() for errno_name, count in engine.accept_pauses.items()),
+    )
+    bugs = [("engine", engine.unexpected_errors) for engine in engines.values()]
+    yield _family(
+        metric_names.UNEXPECTED_ERRORS,
+        (((part,), count) for part, count in [*bugs, ("control", control.unexpected_errors)]),
+    )
+    dial_duration = Histogram(DIAL_DURATION_BOUNDS_S)
+    for engine in engines.values():
+        dial_duration.add(engine.dial_duration)
+    yield _histogram_family(metric_names.DIAL_DURATION, dial_duration)
+
+
+def _control_families(control: ControlCounters) -> Iterator[Metric]:
+    yield _family(metric_names.LISTEN_FAILURES, [((), control.listen_failures)])
+    yield _histogram_family(metric_names.RECONCILE_DURATION, control.reconcile_duration)
+    failures = control.reconcile_failures.items()
+    yield _family(metric_names.RECONCILE_FAILURES, (((step,), count) for step, count in failures))
+    generations = control.applied_generation.items()
+    yield _family(metric_names.APPLIED_GENERATION, (((worker,), number) for worker, number in generations))
+    oldest = control.oldest_unapplied_change
+    yield _family(metric_names.OLDEST_UNAPPLIED_CHANGE, [] if oldest is None else [((), oldest)])
+    yield _family(metric_names.BUILD_INFO, [((userspace_proxy.__version__, platform.python_version()), 1)])
+
+
+def _family(name: MetricName, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    """Return a counter or gauge from label values and values.
+
+    Values with the same labels are added up: several engines, and a port that moves from one protocol to another, meet
+    in one series. A series that stands twice would make a scraper refuse the whole page.
+    """
+    sums: dict[tuple[str, ...], float] = {}
+    for labels, value in samples:
+        sums[labels] = sums.get(labels, 0) + value
+    of_type = CounterMetricFamily if name.type is MetricType.COUNTER else GaugeMetricFamily
+    family = of_type(name.name, name.help, labels=name.labels)
+    for labels, value in sums.items():
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram_family(name: MetricName, histogram: Histogram) -> Metric:
+    """Return the cumulative buckets that the exposition format wants."""
+    bounds = (*map(str, histogram.bounds_s), "+Inf")
+    buckets = list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))
+    return HistogramMetricFamily(name.name, name.help, buckets=buckets, sum_value=histogram.sum_s)

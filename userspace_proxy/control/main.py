@@ -1,0 +1,240 @@
+"""The control process from start to end: opens, connects and supervises the parts, and takes them down in order.
+
+Entry point: ``run_control``. The order of the end matters: first no more clients are accepted (a new one is refused at
+once, as rules still lead to where nobody listens), then open connections get their time, and the rules go last.
+"""
+
+import contextlib
+import gc
+import logging
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+
+import trio
+from attrs import frozen
+
+from userspace_proxy.config import Config
+from userspace_proxy.control.admin_http import Response, Routes, serve_admin, text_response
+from userspace_proxy.control.collector import build_registry, metrics_page
+from userspace_proxy.control.cooperate import cooperate
+from userspace_proxy.control.counters import ControlCounters
+from userspace_proxy.control.dump import log_state
+from userspace_proxy.control.engine_loop import run_engine
+from userspace_proxy.control.instance_lock import instance_lock
+from userspace_proxy.control.pipeline import Pipeline
+from userspace_proxy.control.process_limits import raise_open_files_limit
+from userspace_proxy.dataplane.counters import EngineCounters
+from userspace_proxy.dataplane.engine import Engine
+from userspace_proxy.dataplane.listener_set import ListenerSet
+from userspace_proxy.errors import UserspaceProxyError
+from userspace_proxy.model.names import IPAddress
+from userspace_proxy.plan.state import PlanSettings
+from userspace_proxy.sources.base import WatchEvent
+from userspace_proxy.sources.manifests import run_manifests
+from userspace_proxy.steering.node_state import read_local_addresses
+from userspace_proxy.steering.probe import Chosen, choose_steering
+
+LOG = logging.getLogger(__name__)
+
+RESTART_S = 5.0
+"""Rest before a task that has failed by a bug is started again; arbitrary."""
+
+
+@frozen
+class Running:
+    """A proxy whose first complete list is in force, to look at; it must not be changed from outside."""
+
+    pipeline: Pipeline
+    listeners: ListenerSet
+    chosen: Chosen
+    startup_s: float
+    """Seconds it took."""
+
+
+async def run_control(config: Config, on_ready: Callable[[Running], None]) -> None:
+    """Serve until SIGTERM or SIGINT, drain, clean up, and return.
+
+    The first signal lets open connections end until ``Config.drain_timeout_s``, a second one resets them at once.
+    SIGHUP reads all manifests again, SIGUSR1 writes the state to the log.
+
+    Args:
+        config: What to do.
+        on_ready: Called once, when the first complete list is in force.
+
+    Raises:
+        ConfigError: something in the configuration cannot be used.
+        SteeringError: the steering asked for does not work here, or something of it was left at the end.
+
+    Cancellation: as a second signal; rules are removed.
+    """
+    started_s = trio.current_time()
+    limit = raise_open_files_limit()
+    LOG.debug("open files limit", extra={"reason": f"soft limit was {limit.before}, is {limit.after}"})
+    with instance_lock(config.runtime_dir):
+        chosen = await choose_steering(config)
+        for line in chosen.explain():
+            LOG.info("%s", line)
+        await _Control(config, chosen).run(on_ready, started_s)
+
+
+class _Control:
+    def __init__(self, config: Config, chosen: Chosen) -> None:
+        self._config = config
+        self._chosen = chosen
+        self._counters = ControlCounters()
+        self._engine = Engine(time.monotonic, _report_bug)
+        self._after_turn = trio.lowlevel.ParkingLot()
+        self._listeners = ListenerSet(self._engine, config.limits, random.Random().random)  # noqa: S311 - no secret
+        self._pipeline = Pipeline(
+            steering=chosen.steering,
+            listeners=self._listeners,
+            settings=lambda: PlanSettings(config.balance, read_local_addresses()),
+            counters=self._counters,
+            wall_clock=lambda: datetime.now(UTC).timestamp(),
+        )
+        self._request_reload, self._reloads = trio.open_memory_channel[None](1)
+        self._stopping = trio.Event()
+        self._everything = trio.CancelScope()
+        """What a second signal ends at once."""
+
+    async def run(self, on_ready: Callable[[Running], None], started_s: float) -> None:
+        """See ``run_control``."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._handle_signals)  # to the very end: none may kill what removes the rules
+            try:
+                with self._everything:
+                    await self._run_parts(on_ready, started_s)
+            finally:
+                await self._take_down()
+            nursery.cancel_scope.cancel()
+
+    async def _run_parts(self, on_ready: Callable[[Running], None], started_s: float) -> None:
+        """Serve until the first signal, and drain."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_engine, self._engine, self._after_turn)
+            if self._config.metrics_bind_address is not None:
+                bound = await nursery.start(self._serve_admin, self._config.metrics_bind_address)
+                if bound is not None:
+                    LOG.info("serving metrics and health", extra={"address": "{} port {}".format(*bound)})
+            with trio.CancelScope() as serving:
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(self._run_for_ever, "source", self._run_source)
+                    inner.start_soon(self._run_for_ever, "pipeline", self._pipeline.run)
+                    inner.start_soon(self._announce, on_ready, started_s)
+                    await self._stopping.wait()
+                    serving.cancel()
+            await self._drain()
+            nursery.cancel_scope.cancel()
+
+    async def _take_down(self) -> None:
+        try:
+            self._listeners.close_listeners()
+            self._listeners.abort_relays()
+            self._engine.close()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._chosen.steering.aclose()
+        LOG.info("stopped")
+
+    async def _announce(self, on_ready: Callable[[Running], None], started_s: float) -> None:
+        await self._pipeline.in_force.wait()
+        gc.freeze()  # what is there now stays: the collector need not walk over it again and again
+        on_ready(Running(self._pipeline, self._listeners, self._chosen, trio.current_time() - started_s))
+
+    async def _run_source(self) -> None:
+        """Feed the pipeline; it takes its time, and the source waits for it."""
+        send, receive = trio.open_memory_channel[WatchEvent](0)
+        async with trio.open_nursery() as nursery, receive:
+            nursery.start_soon(run_manifests, self._config.manifests, send, self._reloads)
+            async for event in receive:
+                await self._pipeline.feed(event)
+
+    async def _serve_admin(
+        self, address: tuple[IPAddress, int], *, task_status: trio.TaskStatus[tuple[IPAddress, int] | None]
+    ) -> None:
+        registry = build_registry(self._engine_counters, self._counters)
+        routes: Routes = {
+            "/metrics": lambda: metrics_page(registry),
+            "/livez": lambda: text_response(200, "ok"),
+            "/readyz": self._readiness,
+        }
+        await serve_admin(
+            routes,
+            address,
+            setting="--metrics-bind-address",
+            hard_fail=self._config.bind_address_hard_fail,
+            counters=self._counters,
+            task_status=task_status,
+        )
+
+    def _engine_counters(self) -> Mapping[str, EngineCounters]:
+        self._listeners.report_bytes()
+        return {"control": self._engine.counters}
+
+    def _readiness(self) -> Response:
+        """Return 200 while clients are served; single listeners that cannot be opened are told, and change nothing."""
+        failures = "\n".join(self._pipeline.failures)
+        if self._stopping.is_set():
+            return text_response(503, "stopping")
+        if not self._pipeline.in_force.is_set():
+            return text_response(503, f"the first complete list is not in force yet\n{failures}".rstrip())
+        if self._pipeline.steering_failure:
+            return text_response(503, failures)
+        return text_response(200, f"ok\n{failures}".rstrip())
+
+    async def _run_for_ever(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run a task that does not return; one that fails by a bug is started again."""
+        while True:
+            await self._contain(name, run)
+            await trio.sleep(RESTART_S)
+
+    async def _contain(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run something; a bug in it is logged and counted, and ends nothing else."""
+        try:
+            await run()
+        except* UserspaceProxyError:
+            raise
+        except* Exception:
+            LOG.exception("a bug in a part of the control process; the rest goes on", extra={"resource": name})
+            self._counters.unexpected_errors += 1
+
+    async def _log_state(self) -> None:
+        await cooperate(log_state(self._pipeline, self._listeners, self._engine))
+
+    async def _handle_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+        with trio.open_signal_receiver(*numbers) as received:
+            task_status.started()
+            async for number in received:
+                name = signal.Signals(number).name
+                if number == signal.SIGHUP:
+                    LOG.info("reading all manifests again", extra={"reason": name})
+                    with contextlib.suppress(trio.WouldBlock):  # one is waiting to be served already
+                        self._request_reload.send_nowait(None)
+                elif number == signal.SIGUSR1:
+                    await self._contain("dump", self._log_state)
+                elif self._stopping.is_set():
+                    LOG.warning("stopping at once", extra={"reason": name})
+                    self._everything.cancel()
+                else:
+                    LOG.info("stopping; open connections may end by themselves", extra={"reason": name})
+                    self._stopping.set()
+
+    async def _drain(self) -> None:
+        """Accept no more, and wait for open connections to end, as long as they may."""
+        self._listeners.close_listeners()
+        with trio.move_on_after(self._config.drain_timeout_s) as scope:
+            while self._listeners.open_relays:
+                await self._after_turn.park()
+        if scope.cancelled_caught:
+            LOG.warning(
+                "the drain time is over; the connections left are reset",
+                extra={"reason": f"{self._listeners.open_relays} connections after {self._config.drain_timeout_s} s"},
+            )
+
+
+def _report_bug(error: Exception) -> None:
+    LOG.error("a bug in the data plane ended one connection", exc_info=error)

@@ -1,0 +1,140 @@
+"""What the commands say on stdout, as lines of text or JSON. Builds texts, prints nothing."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from userspace_proxy.config import Config
+from userspace_proxy.control.check import CheckResult
+from userspace_proxy.control.main import Running
+from userspace_proxy.plan.state import DesiredState
+from userspace_proxy.sources.manifest_files import shown_path
+from userspace_proxy.steering.base import Placement, pool_key
+
+
+def settings_lines(config: Config) -> Iterator[str]:
+    """Yield the settings that are in force, one a line."""
+    limits = config.limits
+    ports = config.proxy_port_range
+    metrics = config.metrics_bind_address
+    rows = (
+        ("manifests", ", ".join(shown_path(str(path)) for path in config.manifests)),
+        ("steering", config.steering),
+        ("balance", config.balance),
+        ("dial-next-after", f"{limits.dial_next_after_s:g} s"),
+        ("dial-timeout", f"{limits.dial_timeout_s:g} s"),
+        ("idle-timeout", _seconds_or_off(limits.idle_timeout_s)),
+        ("half-closed-timeout", _seconds_or_off(limits.half_closed_timeout_s)),
+        ("max-connections", "off" if limits.max_connections is None else f"{limits.max_connections} per listener"),
+        ("drain-timeout", f"{config.drain_timeout_s:g} s"),
+        ("loopback-range", str(config.loopback_range)),
+        ("proxy-port-range", f"{ports[0]}-{ports[-1]}"),
+        ("metrics-bind-address", "off" if metrics is None else _address_text(*metrics)),
+        ("bind-address-hard-fail", "on" if config.bind_address_hard_fail else "off"),
+        ("state-dir", shown_path(str(config.state_dir))),
+        ("runtime-dir", shown_path(str(config.runtime_dir))),
+    )
+    yield "settings:"
+    yield from (f"  {name}: {value}" for name, value in rows)
+
+
+def ready_line(running: Running) -> str:
+    """Return the one line that says that all is in force, with counts and the time it took."""
+    desired = running.pipeline.desired
+    failures = len(running.pipeline.failures)
+    return (
+        f"ready: {_count(len(desired.services), 'service')}, {_count(_endpoint_count(desired), 'endpoint')}, "
+        f"{_count(running.listeners.open_listeners, 'listener')}, steering {running.chosen.steering.kind}, "
+        f"{running.startup_s:.2f} s" + (f" ({_count(failures, 'failure')}, see the log)" if failures else "")
+    )
+
+
+def placement_lines(placements: Iterable[Placement], *, clients_dial_listener: bool) -> Iterator[str]:
+    """Yield a table of all Frontends: where clients dial, and where the connections arrive; nothing without any.
+
+    Args:
+        placements: The rows, in order.
+        clients_dial_listener: Clients have to dial the listener, as nothing leads there from the cluster address.
+    """
+    heads = ("SERVICE", "FRONTEND", "DIAL" if clients_dial_listener else "LISTENER")
+    rows = [(str(one.frontend.service_port), str(one.frontend), one.listens_at) for one in placements]
+    if rows:
+        yield from table_lines(heads, rows)
+
+
+def table_lines(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield a table with aligned columns, its heads first."""
+    table = [heads, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def check_lines(result: CheckResult) -> Iterator[str]:
+    """Yield what a run would do, then every Problem, then the sum."""
+    yield from result.steering
+    yield ""
+    if result.placements:
+        yield from placement_lines(result.placements, clients_dial_listener=result.clients_dial_listener)
+        yield ""
+    for problem in result.problems:
+        yield f"{problem.severity}: {problem}"
+    errors = sum(problem.severity == "error" for problem in result.problems)
+    yield (
+        f"{_count(len(result.desired.services), 'service')}, {_count(_endpoint_count(result.desired), 'endpoint')}, "
+        f"{_count(errors, 'error')}, {_count(len(result.problems) - errors, 'warning')}"
+    )
+
+
+def check_json(result: CheckResult) -> str:
+    """Return what a run would do as one JSON object; its keys are an interface."""
+    frontends = []
+    for placement in result.placements:
+        frontend = placement.frontend
+        plan = result.desired.services[frontend.service_port.service]
+        pool = plan.pools[pool_key(frontend)]
+        frontends.append(
+            {
+                "service": str(frontend.service_port.service),
+                "port": frontend.service_port.port,
+                "protocol": frontend.protocol,
+                "kind": frontend.kind,
+                "family": frontend.family,
+                "frontend": str(frontend),
+                "listener": placement.listens_at,
+                "balance": pool.balance,
+                "backends": [str(backend) for backend in pool.backends],
+            }
+        )
+    problems = [
+        {
+            "severity": problem.severity,
+            "origin": problem.origin,
+            "subject": problem.subject,
+            "field": problem.field,
+            "text": problem.text,
+        }
+        for problem in result.problems
+    ]
+    document = {"steering": list(result.steering), "frontends": frontends, "problems": problems}
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+
+
+def _endpoint_count(desired: DesiredState) -> int:
+    """Return how many Backends there are, each counted once for each ServicePort."""
+    return sum(
+        len({(key.service_port, backend) for key, pool in plan.pools.items() for backend in pool.backends})
+        for plan in desired.services.values()
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _seconds_or_off(seconds: float | None) -> str:
+    return "off" if seconds is None else f"{seconds:g} s"
+
+
+def _address_text(address: object, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
