@@ -1,0 +1,212 @@
+"""A Pipeline between scripted WatchEvents, a fake Steering and real listening sockets. Entry point: ``open_flow``."""
+
+import os
+import socket
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address
+from itertools import count
+from random import Random
+from typing import Any, ClassVar
+
+import trio
+from builders import plan_settings
+
+from userspace_proxy.config import RelayLimits, SteeringKind
+from userspace_proxy.control.counters import ControlCounters
+from userspace_proxy.control.pipeline import Pipeline
+from userspace_proxy.dataplane.engine import Engine
+from userspace_proxy.dataplane.listener_set import ListenerSet
+from userspace_proxy.errors import SteeringError
+from userspace_proxy.model.endpoint import EndpointSlice
+from userspace_proxy.model.service_port import Service
+from userspace_proxy.plan.state import Frontend, ListenerKey, ListenerSpec, PlanSettings
+from userspace_proxy.sources.base import Applied, Removed, Synced
+from userspace_proxy.steering.base import Placement, Steering, node_port_placement, pool_key
+
+SETTLE_S = 0.1
+"""Virtual seconds in which all that can be done at once is done."""
+_PORTS = count(10000 + os.getpid() * 97 % 12000)
+
+
+def free_port() -> int:
+    """Return a TCP port that is free on all addresses, and that the kernel gives to no client (ip_local_port_range)."""
+    for port in _PORTS:
+        with socket.socket(socket.AF_INET6) as tried:
+            try:
+                tried.bind(("::", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError
+
+
+class FakeSteering(Steering):
+    """Steering that leads nothing anywhere: one shared Listener for each Pool of cluster addresses, on 127.0.0.1.
+
+    It notes what is asked of it, together with the Listeners that are open at that moment, and fails when told to.
+    """
+
+    kind: ClassVar[SteeringKind] = SteeringKind.IPTABLES
+
+    def __init__(self) -> None:
+        self.listeners: ListenerSet | None = None
+        self.applied: list[list[str]] = []
+        """The Frontends of each ``apply``, as texts."""
+        self.open_at_apply: list[set[ListenerKey]] = []
+        self.refreshes = 0
+        self.failure = ""
+        """What ``apply`` and ``refresh`` fail with."""
+        self.refused: set[str] = set()
+        """Services that ``place`` fails for."""
+        self.held: trio.Event | None = None
+        """``apply`` waits for it."""
+        self.bug_in = ""
+        """The method that is to raise what no caller expects, once."""
+        self._ports: dict[ListenerKey, int] = {}
+
+    def place(self, frontends: Iterable[Frontend]) -> tuple[Placement, ...]:
+        """Return shared Listeners for cluster addresses."""
+        frontends = tuple(frontends)
+        self._strike("place")
+        for frontend in frontends:
+            if str(frontend.service_port.service) in self.refused:
+                raise SteeringError(f"no proxy port is left for {frontend.service_port.service}")
+        return tuple(node_port_placement(frontend) or self._place(frontend) for frontend in frontends)
+
+    async def apply(self, placements: Iterable[Placement]) -> None:
+        """Note it, or fail."""
+        await trio.lowlevel.checkpoint()
+        assert self.listeners is not None
+        self.applied.append([str(placement.frontend) for placement in placements])
+        self.open_at_apply.append(set(self.listeners._open))
+        if self.held is not None:
+            await self.held.wait()
+        self._strike("apply")
+        self._fail()
+
+    async def refresh(self) -> None:
+        """Note it, or fail."""
+        await trio.lowlevel.checkpoint()
+        self.refreshes += 1
+        self._fail()
+
+    async def aclose(self) -> None:
+        """Do nothing."""
+        await trio.lowlevel.checkpoint()
+
+    def _place(self, frontend: Frontend) -> Placement:
+        key = ListenerKey(pool_key(frontend), None)
+        port = self._ports.get(key) or self._ports.setdefault(key, free_port())
+        return Placement(frontend, ListenerSpec(key, IPv4Address("127.0.0.1"), port))
+
+    def _fail(self) -> None:
+        if self.failure:
+            raise SteeringError(self.failure)
+
+    def _strike(self, method: str) -> None:
+        if self.bug_in == method:
+            self.bug_in = ""
+            raise RuntimeError(f"a bug in {method}")
+
+
+class BuggyListenerSet(ListenerSet):
+    """A ListenerSet whose methods raise once, when told to, what no caller expects."""
+
+    bug_in = ""
+
+    def __getattribute__(self, name: str) -> Any:
+        """Return an attribute, or strike."""
+        if name != "bug_in" and self.bug_in == name:
+            self.bug_in = ""
+            raise RuntimeError(f"a bug in {name}")
+        return super().__getattribute__(name)
+
+
+class Flow:
+    """A Pipeline with what it works on."""
+
+    def __init__(self) -> None:
+        """Connect the parts; nothing runs yet."""
+        self.steering = FakeSteering()
+        self.engine = Engine(trio.current_time, _raise)
+        self.listeners = BuggyListenerSet(self.engine, RelayLimits(), Random(0).random)  # noqa: S311
+        self.steering.listeners = self.listeners
+        self.counters = ControlCounters()
+        self.settings = plan_settings()
+        self.settings_reads = 0
+        self.wall_s = 1_700_000_000.0
+        self.pipeline = Pipeline(
+            steering=self.steering,
+            listeners=self.listeners,
+            settings=self._read_settings,
+            counters=self.counters,
+            wall_clock=lambda: self.wall_s,
+        )
+
+    def _read_settings(self) -> PlanSettings:
+        self.settings_reads += 1
+        return self.settings
+
+    async def feed(self, *objects: Service | EndpointSlice) -> None:
+        """Feed objects that are new or have changed."""
+        for one in objects:
+            await self.pipeline.feed(Applied(one))
+
+    async def remove(self, *objects: Service | EndpointSlice) -> None:
+        """Feed that objects are gone."""
+        for one in objects:
+            await self.pipeline.feed(Removed(type(one), one.name))
+
+    async def sync(self, *objects: Service | EndpointSlice) -> None:
+        """Feed the first complete list, and let it come into force."""
+        await self.feed(*objects)
+        await self.pipeline.feed(Synced())
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Let all happen that happens at once."""
+        await trio.sleep(SETTLE_S)
+
+    async def gather(self) -> None:
+        """Bring the Pipeline to where it rests after a reconcile: what is fed from here on is one change."""
+        await self.pipeline.feed(Synced())
+        await trio.testing.wait_all_tasks_blocked()
+
+    def sockets(self) -> dict[str, int]:
+        """Return the listening sockets that are open: ServicePort and port to a number that no other socket has."""
+        return {
+            f"{key.pool.service_port} {listener.sock.getsockname()[1]}": os.fstat(listener.sock.fileno()).st_ino
+            for key, listener in self.listeners._open.items()
+            if listener.sock is not None
+        }
+
+    def backends(self) -> dict[str, list[str]]:
+        """Return the Backends in force, by ServicePort and traffic policy."""
+        return {
+            f"{key.service_port} {key.policy}": [str(member.backend) for member in pool.members]
+            for key, pool in self.listeners.pools()
+        }
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self.listeners.close_listeners()
+        self.engine.close()
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@asynccontextmanager
+async def open_flow(*, running: bool = True) -> AsyncIterator[Flow]:
+    """Yield a Flow, its Pipeline ``running``; at the end it is cancelled and all sockets are closed."""
+    flow = Flow()
+    try:
+        async with trio.open_nursery() as nursery:
+            if running:
+                nursery.start_soon(flow.pipeline.run)
+            yield flow
+            nursery.cancel_scope.cancel()
+    finally:
+        flow.close()
