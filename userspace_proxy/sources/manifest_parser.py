@@ -39,14 +39,15 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the control process is gone: end without a word
     gc.disable()  # nodes hold no cycles, and there are many of them
     names = sys.stdin.buffer.read().split(NAME_SEPARATOR)
-    output = sys.stdout.buffer
-    output.write(encode(Started()))
-    output.flush()
-    for name in names:
-        _limit(resource.RLIMIT_CPU, int(process_time()) + _MAX_CPU_S_PER_FILE)
-        for message in _read_file(name):
-            output.write(encode(message))
+    # not sys.stdout: with PYTHONUNBUFFERED each message would be a system call
+    with os.fdopen(sys.stdout.fileno(), "wb", closefd=False) as output:
+        output.write(encode(Started()))
         output.flush()
+        for name in names:
+            _limit(resource.RLIMIT_CPU, int(process_time()) + _MAX_CPU_S_PER_FILE)
+            for message in _read_file(name):
+                output.write(encode(message))
+            output.flush()
 
 
 def _yield_to_others() -> None:

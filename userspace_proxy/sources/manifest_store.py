@@ -128,6 +128,9 @@ class ManifestStore:
             elif key not in before:
                 insort(self._holders.setdefault(key, []), file)
             yield None
+        while before:  # to free thousands of objects at once takes long
+            before.popitem()
+            yield None
 
     def _find_duplicates(self, key: ObjectKey, to_report: set[ManifestFile]) -> None:
         """Bring the Problems of all definitions of an object but the first up to date; note the files they are in."""

@@ -84,7 +84,7 @@ async def test_file_that_is_no_text_is_one_problem(tmp_path: Path, content: byte
         ("x.yaml", "a: " + "[" * 100_000, "document 1, line 1, column 102", "not YAML: nested deeper than 100 levels"),
         ("x.yaml", "[" * 100_000, "document 1, line 1", "not JSON: nested too deeply"),
         ("x.yaml", "- " * 100_000, "document 1, line 1, column 199", "not YAML: nested deeper than 100 levels"),
-        ("x.json", '{"a": 1,\n"b": tru}', "document 1, line 2, column 6", "not JSON: expecting value"),
+        ("x.json", '{"a": 1,\n"b": ?}', "document 1, line 2, column 6", "not JSON: expecting value"),
         ("x.json", "{} {]", "document 2, line 1, column 5", "not JSON: expecting property name"),
         ("x.json", '{"a": {"b": 1, "b": 2}}', "", "the key 'b' stands twice in one object"),
         ("x.json", "[" * 100_000, "document 1, line 1", "not JSON: nested too deeply"),

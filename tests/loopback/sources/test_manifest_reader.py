@@ -3,14 +3,16 @@
 import math
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
-from manifest_driver import children, documents, service_text, write
+from manifest_driver import children, service_text, write
 
 from userspace_proxy.sources import manifest_reader
+from userspace_proxy.sources.manifest_messages import NAME_SEPARATOR, FileEnd, MessageReader, ServiceFound, Started
 from userspace_proxy.sources.manifest_reader import read_files
 from userspace_proxy.sources.manifest_store import FileContent
 from userspace_proxy.sources.manifests import read_manifests
@@ -28,9 +30,9 @@ def good(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def busy(tmp_path: Path) -> Path:
-    """Return a good file that keeps the parser busy for seconds."""
+    """Return a file that keeps the parser busy for some time before it has anything to tell."""
     path = tmp_path / "busy.yaml"
-    write(path, documents(*(service_text(f"shop/s{i}") for i in range(10_000))))
+    write(path, "kind: List\nitems:\n" + "- {a: b}\n" * 300_000)
     return path
 
 
@@ -92,6 +94,23 @@ async def test_parser_silence_is_blamed_on_the_file_it_read(
     assert "got nowhere" in blamed.failure.text
     assert blamed.try_again
     assert len(read.definitions) == 1
+
+
+def test_parser_tells_all_of_a_file_before_it_reads_the_next(good: Path, busy: Path) -> None:
+    """Its death in the next one costs nothing of what it has read."""
+    with subprocess.Popen(manifest_reader._COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parser:
+        assert parser.stdin is not None
+        assert parser.stdout is not None
+        with parser.stdin as names:
+            names.write(NAME_SEPARATOR.join(map(os.fsencode, (good, busy))))
+        reader = MessageReader()
+        told: list[type] = []
+        while FileEnd not in told:
+            data = os.read(parser.stdout.fileno(), 65536)
+            assert data
+            told += map(type, reader.feed(data))
+        parser.kill()
+    assert told == [Started, ServiceFound, FileEnd]
 
 
 async def test_parser_limits_itself(busy: Path) -> None:
