@@ -7,8 +7,8 @@ from random import Random
 from time import monotonic
 
 import trio
+from builders import pool_key
 
-from builders import service_port_name
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.config import RelayLimits
 from userspace_proxy.control.engine_loop import run_engine
@@ -17,11 +17,11 @@ from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.listener_set import ListenerSet
 from userspace_proxy.model.names import Protocol, family_of
 from userspace_proxy.model.service_port import Balance
-from userspace_proxy.plan.state import Backend, ListenerKey, ListenerSpec, PolicyClass, Pool, PoolKey
+from userspace_proxy.plan.state import Backend, ListenerKey, ListenerSpec, Pool, PoolKey
 
 WEB = "shop/web:http"
-DEADLINE_S = 3.0
-
+DEADLINE_S = 30.0
+_REASONS = {reason.value: reason for reason in CloseReason}
 
 TICK_S = 1 / 1024
 """About a millisecond; sums of it are exact."""
@@ -55,27 +55,15 @@ class Proxy:
         self.engine = Engine(clock, report_bug)
         self.listeners = ListenerSet(self.engine, limits, Random(0).random)  # noqa: S311
 
-    def set_pool(
-        self,
-        *backends: Backend,
-        name: str = WEB,
-        host: str = "127.0.0.1",
-        balance: Balance = Balance.ROUND_ROBIN,
-    ) -> PoolKey:
-        """Put the Pool of a ServicePort in force; return its key."""
-        key = PoolKey(service_port_name(name), PolicyClass.INTERNAL, family_of(ip_address(host)))
-        self.listeners.apply_pool(Pool(key, tuple(sorted(backends)), balance))
+    def set_pool(self, *backends: Backend, name: str = WEB, host: str = "127.0.0.1") -> PoolKey:
+        """Put the Pool of a ServicePort for the family of a host in force; return its key."""
+        key = pool_key(name, family=family_of(ip_address(host)))
+        self.listeners.apply_pool(Pool(key, backends, Balance.ROUND_ROBIN))
         return key
 
-    def serve(
-        self,
-        *backends: Backend,
-        name: str = WEB,
-        host: str = "127.0.0.1",
-        balance: Balance = Balance.ROUND_ROBIN,
-    ) -> tuple[str, int]:
+    def serve(self, *backends: Backend, name: str = WEB, host: str = "127.0.0.1") -> tuple[str, int]:
         """Open a listener on a free port for a Pool of these Backends; return where it listens."""
-        key = ListenerKey(self.set_pool(*backends, name=name, host=host, balance=balance), None)
+        key = ListenerKey(self.set_pool(*backends, name=name, host=host), None)
         self.listeners.apply_listener(ListenerSpec(key, ip_address(host), 0))
         assert not self.listeners.open_missing(retry=False)
         return self.address(key)
@@ -93,7 +81,7 @@ class Proxy:
 
     def closed(self, name: str = WEB) -> dict[CloseReason, int]:
         """Return how many connections of a ServicePort ended, by reason."""
-        return {CloseReason(value): count for value, count in self.counters(name).closed.items()}
+        return {_REASONS[value]: count for value, count in self.counters(name).closed.items()}
 
     def settle(self) -> None:
         """Do what there is to do right now."""

@@ -6,11 +6,12 @@ all of them and closes them at its end. Everything runs under trio, with real so
 """
 
 import os
+import resource
 import select
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from enum import Enum
 from functools import partial
 from ipaddress import ip_address
@@ -21,6 +22,11 @@ from userspace_proxy.plan.state import Backend
 
 CHUNK_BYTES = 65536
 ABORTIVE = struct.pack("ii", 1, 0)
+
+
+def own_host(number: int) -> str:
+    """Return a loopback address for a number from 1 that no other test process uses: all its ports are free."""
+    return f"127.{100 + os.getpid() % 100}.{os.getpid() // 100 % 256}.{number}"
 
 
 class End(Enum):
@@ -154,7 +160,7 @@ class Server:
 
     def __init__(self, sock: socket.socket, peers: "Peers") -> None:
         """Take a listening socket, which stays owned by ``peers``."""
-        self._sock = sock
+        self.sock = sock
         self._peers = peers
         host, port = sock.getsockname()[:2]
         self.backend = Backend(ip_address(host), port)
@@ -167,12 +173,12 @@ class Server:
             peer = self.accept_nowait()
             if peer is not None:
                 return peer
-            await trio.lowlevel.wait_readable(self._sock)
+            await trio.lowlevel.wait_readable(self.sock)
 
     def accept_nowait(self) -> Peer | None:
         """Return the next connection that is there; None: there is none."""
         try:
-            sock, _ = self._sock.accept()
+            sock, _ = self.sock.accept()
         except BlockingIOError:
             return None
         self.accepted += 1
@@ -186,7 +192,7 @@ class Server:
 
     def close(self) -> None:
         """Listen no more: refuse from now on."""
-        self._sock.close()
+        self.sock.close()
 
 
 async def _run_one(behave: Behaviour, peer: Peer) -> None:
@@ -211,9 +217,13 @@ class Peers:
         self._sockets.append(sock)
         return Peer(sock)
 
-    async def connect(self, address: tuple[str, int], *, buffer_bytes: int | None = None) -> Peer:
-        """Return a client connected to an address; its buffers grow as usual unless given."""
+    async def connect(
+        self, address: tuple[str, int], *, buffer_bytes: int | None = None, source: tuple[str, int] | None = None
+    ) -> Peer:
+        """Return a client connected to an address; buffers and local address are as the kernel likes unless given."""
         peer = self.own(_new_socket(address[0], buffer_bytes))
+        if source is not None:
+            peer.sock.bind(source)
         await trio.socket.from_stdlib_socket(peer.sock).connect(address)
         return peer
 
@@ -262,8 +272,8 @@ class Peers:
 
 
 def _new_socket(host: str, buffer_bytes: int | None = None) -> socket.socket:
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    sock.setblocking(False)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     if buffer_bytes is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
@@ -279,13 +289,12 @@ async def connect_through(peers: Peers, address: tuple[str, int], server: Server
 @asynccontextmanager
 async def open_peers() -> AsyncIterator[Peers]:
     """Yield Peers; at the end all behaviour is cancelled and all sockets are closed."""
-    async with trio.open_nursery() as nursery:
-        peers = Peers(nursery)
-        try:
+    with ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            peers = Peers(nursery)
+            stack.callback(peers.close)
             yield peers
             nursery.cancel_scope.cancel()
-        finally:
-            peers.close()
 
 
 @contextmanager
@@ -299,3 +308,23 @@ def nothing_left_open() -> Iterator[None]:
 def count_descriptors() -> int:
     """Return the number of open file descriptors of this process (and the one that counts them)."""
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Leave this process that many free file descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + count, hard))
+    taken: list[int] = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(count):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)

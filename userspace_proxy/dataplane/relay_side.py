@@ -154,7 +154,7 @@ class Side:
             if self.end_seen:
                 self.relay.on_end(self)
                 return
-        elif self.pipe is not None and self.pipe.level:
+        else:  # what waits is in the pipe
             self._pump_bulk()
             return
         if self.readable:

@@ -3,17 +3,17 @@
 import errno
 import logging
 import os
-import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
+from itertools import pairwise
 
 import pytest
 import trio
 from builders import pool, pool_key
 from engine_driver import WEB, Proxy, VirtualClock, open_proxy
-from peers import End, Peer, echo, open_peers
+from peers import End, Peer, descriptors_left, echo, open_peers
 
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.balance.live_pool import LivePool
@@ -26,24 +26,9 @@ LISTENER_LOG = "userspace_proxy.dataplane.tcp_listener"
 CONNECTION_LOG = "userspace_proxy.connections"
 
 
-@contextmanager
-def descriptors_left(count: int) -> Iterator[None]:
-    """Leave this process that many free file descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + count, hard))
-    taken = []
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            while True:
-                taken.append(os.open("/dev/null", os.O_RDONLY))  # noqa: PTH123
-        for _ in range(count):
-            os.close(taken.pop())
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in taken:
-            os.close(fd)
+def ended_well(proxy: Proxy, count: int) -> Callable[[], bool]:
+    """Return a condition: that many connections ended as they should, and none in another way."""
+    return lambda: proxy.closed() == {CloseReason.NORMAL: count}
 
 
 async def get_answer(proxy: Proxy, client: Peer) -> None:
@@ -83,20 +68,22 @@ async def test_dial_without_descriptors_is_made_later(caplog: pytest.LogCaptureF
     """The last descriptor goes to the client; the Backend is dialled once there are more, within the budget."""
     async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         server = peers.listen()
-        client = peers.connect_nowait(proxy.serve(server.backend))
+        address = proxy.serve(server.backend)
+        clients = [peers.connect_nowait(address) for _ in range(2)]
         with descriptors_left(1):
             await proxy.poll_until(lambda: proxy.listeners.open_relays)
             proxy.advance(1.0)
             assert proxy.counters().dials == {"no_descriptor": 5}
-            assert proxy.engine.counters.accept_pauses["EMFILE"] >= 1
+            assert proxy.counters().connections == 1
+            assert proxy.engine.counters.accept_pauses["EMFILE"] > 5
             assert {record.name for record in caplog.records} == {LISTENER_LOG}
         proxy.advance(0.25)
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
-        backend = await server.accept()
-        backend.close()
-        client.close()
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN, OPEN])
+        for client in clients:
+            client.close()
+            (await server.accept()).close()
         await proxy.poll_until(lambda: not proxy.listeners.open_relays)
-        assert proxy.closed() == {CloseReason.NORMAL: 1}
+        assert proxy.closed() == {CloseReason.NORMAL: 2}
 
 
 async def test_dial_without_descriptors_for_the_whole_budget_resets_the_client() -> None:
@@ -123,7 +110,7 @@ async def test_accept_at_the_cap_waits_for_a_connection_to_end() -> None:
             assert proxy.listeners.open_relays == min(2, 5 - number)
             await client.send(b"ping")
             client.fin()
-            await proxy.poll_until(lambda number=number: proxy.closed() == {CloseReason.NORMAL: number + 1})
+            await proxy.poll_until(ended_well(proxy, number + 1))
             assert await client.receive_to_end() == (b"ping", End.FIN)
         assert proxy.counters().connections == 5
         proxy.assert_nothing_left()
@@ -164,7 +151,7 @@ async def test_accept_in_one_turn_is_bounded() -> None:
         while accepted[-1] < 200:
             proxy.engine.poll(0)
             accepted.append(proxy.counters().connections)
-        turns = [after - before for before, after in zip(accepted, accepted[1:], strict=False)]
+        turns = [after - before for before, after in pairwise(accepted)]
         assert max(turns) <= ACCEPTS_PER_EVENT
         assert len(turns) <= 5 + 200 / ACCEPTS_PER_EVENT + 1
 
@@ -186,8 +173,7 @@ class FailingSocket(socket.socket):
 @contextmanager
 def failing_listener(proxy: Proxy, *numbers: int) -> Iterator[TcpListener]:
     """Yield a listener whose accept fails with these errnos before it works."""
-    sock = FailingSocket()
-    sock.setblocking(False)
+    sock = FailingSocket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     sock.bind(("127.0.0.1", 0))
     sock.listen()
     sock.fail_with(*numbers)
@@ -256,7 +242,7 @@ async def test_listener_closed_in_a_pause_stays_closed() -> None:
         listener.pause(errno.EMFILE)
 
 
-async def test_bug_in_a_relay_ends_that_relay_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bug_in_a_relay_ends_that_relay_alone() -> None:
     """It is counted and reported, both its sides are reset, and its neighbour goes on."""
     bugs: list[Exception] = []
     async with open_proxy(driven=False, report_bug=bugs.append) as proxy, open_peers() as peers:
@@ -277,6 +263,23 @@ async def test_bug_in_a_relay_ends_that_relay_alone(monkeypatch: pytest.MonkeyPa
         await neighbour.send(b"alive")
         await proxy.poll_until(lambda: sum(one.client.byte_count for one in proxy.listeners.relays()))
         assert await other_backend.receive(5) == b"alive"
+
+
+async def test_bug_at_the_end_of_a_relay_is_reported_once() -> None:
+    """When the account of a connection fails, its sockets are closed all the same, and it is not closed twice."""
+    bugs: list[Exception] = []
+    async with open_proxy(driven=False, report_bug=bugs.append) as proxy, open_peers() as peers:
+        server = peers.listen()
+        client = await peers.connect(proxy.serve(server.backend))
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
+        (listener,) = proxy.listeners._open.values()
+        listener.counters = None  # type: ignore[assignment]
+        client.rst()
+        await proxy.poll_until(lambda: bugs)
+        assert (await (await server.accept()).receive_to_end())[1] is End.RST
+        proxy.settle()
+        assert len(bugs) == 1
+        assert proxy.listeners.open_relays == 0
 
 
 async def test_bug_while_dialling_ends_that_connection_alone() -> None:

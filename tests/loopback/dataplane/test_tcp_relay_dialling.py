@@ -26,6 +26,11 @@ def dials_are(proxy: Proxy, **outcomes: int) -> Callable[[], bool]:
     return lambda: proxy.counters().dials == outcomes
 
 
+def relays_are(proxy: Proxy, count: int) -> Callable[[], bool]:
+    """Return a condition: that many connections have been accepted and not ended."""
+    return lambda: proxy.listeners.open_relays == count
+
+
 def pending(proxy: Proxy) -> list[str]:
     """Return the hosts that are being dialled, for the one connection there is."""
     (relay,) = proxy.listeners.relays()
@@ -90,6 +95,22 @@ async def test_dial_beside_a_slow_one_that_is_refused_goes_on_at_once() -> None:
         proxy.advance(0.25)
         await assert_answers(proxy, client)
         assert proxy.counters().dials == {"refused": 1, "superseded": 1, "connected": 1}
+
+
+@pytest.mark.parametrize("outcome", ["refused", "unreachable"])
+async def test_dial_beside_the_only_other_one_that_fails_leaves_the_first_its_time(outcome: str) -> None:
+    """When all other Backends fail, at once or a little later, the slow one has until the end of the budget."""
+    async with open_proxy(HEDGED, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
+        hole = await peers.black_hole(FIRST)
+        other = peers.refuse(SECOND) if outcome == "refused" else UNREACHABLE
+        await peers.connect(proxy.serve(hole.backend, other))
+        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        proxy.advance(2.0 - TICK_S)
+        assert pending(proxy) == [FIRST]
+        assert proxy.counters().dials == {outcome: 1}
+        proxy.advance(TICK_S)
+        assert proxy.counters().dials == {outcome: 1, "timeout": 1}
+        assert proxy.closed() == {CloseReason.BACKEND_DIALLING: 1}
 
 
 async def test_dial_of_an_old_backend_that_fails_leaves_the_newer_one_its_time() -> None:
@@ -157,7 +178,7 @@ async def test_dials_that_time_out_are_counted_whatever_else_is_due() -> None:
         address = proxy.serve(hole.backend)
         for number in range(1, 4):
             await peers.connect(address)
-            await proxy.poll_until(lambda number=number: proxy.listeners.open_relays == number)
+            await proxy.poll_until(relays_are(proxy, number))
             proxy.advance(0.0625)
         proxy.advance(2.0)
         assert proxy.counters().dials == {"timeout": 3}

@@ -1,4 +1,4 @@
-"""RST at every stage, from either side: the other side is reset too, what came before is kept, and the reason counts."""
+"""RST at every stage, from either side: the other side is reset too, what came before it is kept, it is counted."""
 
 import fcntl
 import os
@@ -182,6 +182,24 @@ async def test_reset_by_a_backend_before_it_counts_as_connected_is_a_failed_dial
         assert await (await good.accept()).receive(5) == b"hello"
 
 
+@pytest.mark.parametrize("who", ["client", "backend"])
+async def test_reset_that_comes_with_the_end_of_the_other_side_is_a_reset(who: str) -> None:
+    """A FIN that can be passed on to nobody any more ends nothing well; what the reset side had said is delivered."""
+    async with open_proxy(driven=False) as proxy, open_peers() as peers:
+        client, backend = await connect_and_open(proxy, peers, peers.listen())
+        proxy.settle()
+        bad, good = (client, backend) if who == "client" else (backend, client)
+        good.fin()
+        await bad.send(b"farewell")
+        await wait_sent(bad)
+        bad.rst()
+        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        assert await good.receive_to_end() == (b"farewell", End.RST)
+        reason = CloseReason.CLIENT_OPEN if who == "client" else CloseReason.BACKEND_OPEN
+        assert proxy.closed() == {reason: 1}
+        proxy.assert_nothing_left()
+
+
 async def test_reset_of_both_sides_in_one_batch_is_one_end() -> None:
     """Two failures of one connection in one batch of events are counted once."""
     async with open_proxy(driven=False) as proxy, open_peers() as peers:
@@ -238,7 +256,10 @@ async def test_reset_of_the_proxy_s_own_is_seen_as_that_on_both_sides() -> None:
                 == [DIALLING, OPEN, CLIENT_ENDED, BACKEND_ENDED]
             )
         )
+        relays = list(proxy.listeners.relays())
         proxy.listeners.abort_relays()
+        for relay in relays:
+            relay.abort()  # once is enough
         assert (await dialling.receive_to_end())[1] is End.RST
         for peer in (first, second, third, *backends):
             await peer.wait_reset()

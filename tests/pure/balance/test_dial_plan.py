@@ -30,12 +30,7 @@ LIMITS = RelayLimits(dial_next_after_s=0.25, dial_timeout_s=2.0)
 )
 @pytest.mark.parametrize("elapsed_s", [0.0, 1.9999])
 def test_next_step_within_the_budget_is_as_the_table_says(
-    untried: bool,  # noqa: FBT001
-    pending: int,
-    last_failed: bool,  # noqa: FBT001
-    since_dial_s: float,
-    elapsed_s: float,
-    step: Step,
+    *, untried: bool, pending: int, last_failed: bool, since_dial_s: float, elapsed_s: float, step: Step
 ) -> None:
     """Within the budget the step depends on what is under way and untried, not on the time that is left."""
     assert step is next_step(

@@ -1,0 +1,201 @@
+"""How listening sockets are opened, what is said when they cannot be, and what the errnos of dials are called."""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from builders import pool_key
+from peers import descriptors_left, nothing_left_open, own_host
+
+from userspace_proxy.config import RelayLimits
+from userspace_proxy.dataplane.sockets import (
+    ACCEPT_LOST,
+    NO_LOCAL_PORT,
+    OUT_OF_CAPACITY,
+    dial_outcome,
+    errno_name,
+    open_listening_socket,
+)
+from userspace_proxy.errors import ListenError
+from userspace_proxy.plan.state import ListenerKey, ListenerSpec
+
+HOST = own_host(2)
+NOBODY = 65534
+
+
+def spec(host: str, port: int = 0) -> ListenerSpec:
+    """Return the place of a listener."""
+    return ListenerSpec(ListenerKey(pool_key(), None), ip_address(host), port)
+
+
+def failure(host: str, port: int, *, names_holder: bool = False) -> str:
+    """Return what is said about a listener that cannot be opened."""
+    with nothing_left_open(), pytest.raises(ListenError) as caught:
+        open_listening_socket(spec(host, port), RelayLimits(), names_holder=names_holder)
+    assert isinstance(caught.value.__cause__, OSError)
+    return str(caught.value)
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Do without the rights of root, if there are any."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("host", [HOST, "::1", "0.0.0.0", "::"])
+def test_listening_socket_is_as_the_settings_say(host: str) -> None:
+    """It listens, never blocks, is for one family only, and hands keepalive and no delay on to accepted sockets."""
+    with open_listening_socket(spec(host), RelayLimits(keepalive_idle_s=33), names_holder=True) as sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        assert not sock.getblocking()
+        assert not sock.get_inheritable()
+        port = sock.getsockname()[1]
+        assert host != "::" or sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        with socket.create_connection((target, port)):
+            sock.setblocking(True)  # noqa: FBT003
+            accepted, _ = sock.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 33
+
+
+def test_listening_sockets_of_both_families_share_a_port() -> None:
+    """The wildcard of IPv6 leaves the same port of IPv4 free, and the other way round."""
+    with open_listening_socket(spec("::"), RelayLimits(), names_holder=True) as six:
+        port = six.getsockname()[1]
+        with open_listening_socket(spec("0.0.0.0", port), RelayLimits(), names_holder=True):
+            pass
+
+
+def test_listening_socket_opens_where_connections_are_in_time_wait() -> None:
+    """A restart does not wait for old connections to be forgotten."""
+    with open_listening_socket(spec(HOST), RelayLimits(), names_holder=True) as sock:
+        port = sock.getsockname()[1]
+        with socket.create_connection((HOST, port)):
+            sock.setblocking(True)  # noqa: FBT003
+            sock.accept()[0].close()
+    open_listening_socket(spec(HOST, port), RelayLimits(), names_holder=True).close()
+
+
+def test_listening_socket_queues_as_many_as_its_backlog() -> None:
+    """The setting reaches listen(2)."""
+    with open_listening_socket(spec(HOST), RelayLimits(listen_backlog=1), names_holder=True) as sock:
+        clients = []
+        for _ in range(4):
+            client = socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            client.connect_ex(sock.getsockname())
+            clients.append(client)
+        connected = [client for client in clients if is_connected(client)]
+        assert len(connected) == 2  # one more than the backlog (net/sock.h: sk_acceptq_is_full)
+        for client in clients:
+            client.close()
+
+
+def is_connected(sock: socket.socket) -> bool:
+    """Return whether a connection has been established."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def test_listening_socket_at_a_port_in_use_names_the_holder_if_asked() -> None:
+    """The sentence says where, for whom, who is there and what to do."""
+    with socket.create_server((HOST, 0)) as holder:
+        port = holder.getsockname()[1]
+        text = failure(HOST, port, names_holder=True)
+        assert text.startswith(f"cannot listen on {HOST}:{port} for shop/web:http: in use by pid {os.getpid()} (")
+        assert text.endswith("; stop it or change the port")
+        assert failure(HOST, port) == (
+            f"cannot listen on {HOST}:{port} for shop/web:http: in use by another process; stop it or change the port"
+        )
+
+
+def test_listening_socket_whose_holder_is_hidden_says_another_process() -> None:
+    """A socket that is bound and does not listen is shown nowhere."""
+    with socket.socket() as holder:
+        holder.bind((HOST, 0))
+        assert "in use by another process;" in failure(HOST, holder.getsockname()[1], names_holder=True)
+
+
+def test_listening_socket_at_a_port_in_use_writes_ipv6_addresses_in_brackets() -> None:
+    """Address and port can be told apart."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as holder:
+        port = holder.getsockname()[1]
+        assert failure("::1", port).startswith(f"cannot listen on [::1]:{port} for ")
+
+
+@pytest.mark.skipif(
+    int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 80,
+    reason="here everybody may listen on low ports (net.ipv4.ip_unprivileged_port_start)",
+)
+def test_listening_socket_at_a_low_port_without_rights_says_what_is_needed() -> None:
+    """The sentence names the setting and the capability."""
+    with unprivileged():
+        assert failure(HOST, 80).endswith(
+            "not permitted; ports below net.ipv4.ip_unprivileged_port_start need root or CAP_NET_BIND_SERVICE"
+        )
+
+
+def test_listening_socket_at_a_foreign_address_says_so() -> None:
+    """An address of another machine (here: of documentation, RFC 5737) is refused in plain words."""
+    assert failure("192.0.2.1", 80).endswith("no such address on this node")
+
+
+def test_listening_socket_without_descriptors_says_how_to_get_more() -> None:
+    """The sentence names the limit."""
+    with descriptors_left(0), pytest.raises(ListenError, match="no file descriptor is left; raise the limit"):
+        open_listening_socket(spec(HOST), RelayLimits(), names_holder=False)
+
+
+def test_listening_socket_that_fails_otherwise_has_the_words_of_the_system() -> None:
+    """An errno without a sentence of its own is not swallowed."""
+    assert failure("ff02::1", 80).endswith(f": {os.strerror(errno.EINVAL)}")  # multicast
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome"),
+    [
+        (errno.ECONNREFUSED, "refused"),
+        (errno.ECONNRESET, "reset"),
+        (errno.ETIMEDOUT, "timeout"),
+        (errno.EHOSTUNREACH, "unreachable"),
+        (errno.ENETUNREACH, "unreachable"),
+        (errno.EADDRNOTAVAIL, "no_local_port"),
+        (errno.EMFILE, "no_descriptor"),
+        (errno.ENOMEM, "no_descriptor"),
+        (errno.EPERM, "not_permitted"),
+        (errno.EPIPE, "error"),
+        (0, "error"),
+    ],
+)
+def test_dial_outcome_is_one_of_few_labels(number: int, outcome: str) -> None:
+    """Metric labels are bounded: whatever connect(2) says has one."""
+    assert dial_outcome(number) == outcome
+
+
+def test_errno_sets_do_not_overlap() -> None:
+    """No errno asks for two reactions."""
+    assert not OUT_OF_CAPACITY & ACCEPT_LOST
+    assert not OUT_OF_CAPACITY & NO_LOCAL_PORT
+
+
+def test_errno_name_of_an_unknown_number_is_the_number() -> None:
+    """Names of errnos are those of errno(3)."""
+    assert errno_name(errno.EMFILE) == "EMFILE"
+    assert errno_name(99999) == "99999"
