@@ -1,8 +1,8 @@
 """One backend of the demonstration: answers every HTTP request with its name.
 
-A program of its own, started as ``python backend.py FD NAME`` with a listening socket as file descriptor FD. It imports
-nothing of the package and little else, so that it starts at once. It says ``ready`` on stdout when it serves, and ends
-when its stdin does: so it cannot outlive the demonstration, however that ends.
+A program of its own, started as ``python -m userspace_proxy.demo.backend FD NAME`` with a listening socket as file
+descriptor FD. It imports little, so that it starts at once. It says ``ready`` on stdout when it serves, and ends when
+its stdin does: so it cannot outlive the demonstration, however that ends.
 """
 
 import socket

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import trio
 
+import userspace_proxy
 from userspace_proxy.errors import DemoError
 from userspace_proxy.plan.state import Backend
 
-_PROGRAM = Path(__file__).with_name("backend.py")
+_PROGRAM = "userspace_proxy.demo.backend"
+_PACKAGE_ROOT = Path(userspace_proxy.__file__).parents[1]
+"""Where the package is found: the backends run the same one as we, whatever the working directory holds."""
 _START_TIMEOUT_S = 20.0
 """Arbitrary: a hundred times what it takes on an idle machine."""
 _STOP_TIMEOUT_S = 2.0
@@ -34,9 +37,7 @@ class BackendProcess:
         """
         self.name = name
         self.backend = backend
-        # By its path, isolated from PYTHONPATH and the working directory: what they hold is not for this program. In a
-        # process group of its own, so that Ctrl-C reaches the demo alone.
-        arguments = [sys.executable, "-I", str(_PROGRAM), str(listening.fileno()), name]
+        arguments = [sys.executable, "-m", _PROGRAM, str(listening.fileno()), name]
         self._line, theirs = socket.socketpair()
         with theirs:
             try:
@@ -45,7 +46,8 @@ class BackendProcess:
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
                     pass_fds=(listening.fileno(),),
-                    process_group=0,
+                    cwd=_PACKAGE_ROOT,
+                    process_group=0,  # Ctrl-C is for the demo alone
                 )
             except OSError as error:
                 self._line.close()

@@ -147,7 +147,7 @@ class _Phase:
     async def wait_in_flight(self, relays: Relays) -> None:
         """Return when all requests have been sent and some are with a backend, or all have ended."""
         await self._all_sent.wait()
-        while not (self._ended or any(relay.backend is not None for relay in relays())):  # noqa: ASYNC110 - relays tell nobody
+        while not self._ended and all(relay.backend is None for relay in relays()):  # noqa: ASYNC110 - no event for it
             await trio.sleep(_LOOK_S)
 
     def report(self, in_flight: frozenset[ClientAddress]) -> PhaseReport:

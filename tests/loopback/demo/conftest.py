@@ -1,10 +1,19 @@
 """Fixtures for the demonstration: runs of it as a user starts them."""
 
+import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from loopback.demo.demo_run import DemoRun
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """Keep other runs of these tests (another Python, beside this one) from taking the addresses in between."""
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture
