@@ -1,16 +1,15 @@
 """A Pipeline between scripted WatchEvents, a fake Steering and real listening sockets. Entry point: ``open_flow``."""
 
 import os
-import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
-from itertools import count
 from random import Random
 from typing import Any, ClassVar
 
 import trio
 from builders import plan_settings
+from cli_driver import free_port
 
 from userspace_proxy.config import RelayLimits, SteeringKind
 from userspace_proxy.control.counters import ControlCounters
@@ -26,19 +25,8 @@ from userspace_proxy.steering.base import Placement, Steering, node_port_placeme
 
 SETTLE_S = 0.1
 """Virtual seconds in which all that can be done at once is done."""
-_PORTS = count(10000 + os.getpid() * 97 % 12000)
-
-
-def free_port() -> int:
-    """Return a TCP port that is free on all addresses, and that the kernel gives to no client (ip_local_port_range)."""
-    for port in _PORTS:
-        with socket.socket(socket.AF_INET6) as tried:
-            try:
-                tried.bind(("::", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError
+DEADLINE_S = 1000.0
+"""Virtual, too."""
 
 
 class FakeSteering(Steering):
@@ -203,10 +191,11 @@ async def open_flow(*, running: bool = True) -> AsyncIterator[Flow]:
     """Yield a Flow, its Pipeline ``running``; at the end it is cancelled and all sockets are closed."""
     flow = Flow()
     try:
-        async with trio.open_nursery() as nursery:
-            if running:
-                nursery.start_soon(flow.pipeline.run)
-            yield flow
-            nursery.cancel_scope.cancel()
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                if running:
+                    nursery.start_soon(flow.pipeline.run)
+                yield flow
+                nursery.cancel_scope.cancel()
     finally:
         flow.close()

@@ -5,6 +5,7 @@ or the manifests is wrong.
 """
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -38,6 +39,8 @@ Command = Callable[..., Any]
 EXIT_FAILURE = 1
 EXIT_CONFIG = 3
 EXIT_INTERRUPTED = 130
+PATH = click.Path(readable=False, path_type=Path)
+"""A path that need not be there: what cannot be read is told with all else that is wrong with manifests."""
 _DEFAULTS = Config(manifests=(), state_dir=Path(), runtime_dir=Path())
 _LIMITS = _DEFAULTS.limits
 _LIMIT_OPTIONS = (
@@ -57,10 +60,21 @@ def option(name: str, *arguments: str, **settings: Any) -> Callable[[Command], C
     return click.option(name, *arguments, **settings)
 
 
+class Seconds(click.FloatRange):
+    """A finite number of seconds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is no number of seconds.", param, ctx)
+        return number
+
+
 def seconds(name: str, default: float | None, text: str) -> Callable[[Command], Command]:
     """Return an option for a number of seconds; without a default it is off."""
     shown = True if default is not None else "off"
-    kind = click.FloatRange(min=0, min_open=True)
+    kind = Seconds(min=0, min_open=True)
     return option(name, type=kind, default=default, show_default=shown, metavar="SECONDS", help=text)
 
 
@@ -111,12 +125,12 @@ class LoopbackRange(click.ParamType):  # type: ignore[type-arg] # generic only i
 _manifests = (
     option(
         "--manifests",
-        type=click.Path(path_type=Path),
+        type=PATH,
         multiple=True,
         metavar="PATH...",
         help="Files and directories with Services and EndpointSlices, YAML or JSON.",
     ),
-    click.argument("more_manifests", nargs=-1, type=click.Path(path_type=Path), metavar="[PATH]..."),
+    click.argument("more_manifests", nargs=-1, type=PATH, metavar="[PATH]..."),
 )
 _plan_options = (
     *_manifests,
@@ -136,7 +150,7 @@ _plan_options = (
         "--loopback-range", type=LoopbackRange(), default=str(LOOPBACK_RANGE), help="Addresses of loopback steering."
     ),
     option("--proxy-port-range", type=PortRange(), default="12000-29999", help="Ports that steering rules lead to."),
-    option("--state-dir", type=click.Path(path_type=Path), help="Keeps assigned ports and addresses over a restart."),
+    option("--state-dir", type=PATH, help="Keeps assigned ports and addresses over a restart."),
 )
 
 
@@ -188,7 +202,7 @@ def main() -> None:
     option("--max-connections", type=click.IntRange(min=1), show_default="off", help="Open at a time, per listener."),
     option(
         "--drain-timeout",
-        type=click.FloatRange(min=0),
+        type=Seconds(min=0),
         default=_DEFAULTS.drain_timeout_s,
         metavar="SECONDS",
         help="For open connections after the first SIGTERM.",
@@ -200,7 +214,7 @@ def main() -> None:
         help="Serves /metrics, /livez and /readyz; '' for nowhere.",
     ),
     option("--bind-address-hard-fail", is_flag=True, help="End if that address is in use, instead of trying again."),
-    option("--runtime-dir", type=click.Path(path_type=Path), help="Holds the lock against a second instance."),
+    option("--runtime-dir", type=PATH, help="Holds the lock against a second instance."),
     option("--log-connections", is_flag=True, help="Log each connection when it ends."),
     log_options("info"),
 )

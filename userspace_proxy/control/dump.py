@@ -41,8 +41,12 @@ def log_state(pipeline: Pipeline, listeners: ListenerSet, engine: Engine) -> Gen
 
 
 def _task_lines(task: trio.lowlevel.Task, depth: int) -> Iterator[str]:
-    frames = [f"{frame.f_code.co_qualname}:{line}" for frame, line in task.iter_await_frames()]
-    yield f"{'  ' * depth}{task.name}: {' > '.join(frames[-3:])}"
+    frames = []
+    for frame, line in task.iter_await_frames():
+        frames.append(f"{frame.f_code.co_qualname}:{line}")
+        if frame.f_globals["__name__"].startswith("trio."):
+            break  # what it waits in; how trio does that is not of interest
+    yield f"{'  ' * depth}{task.name}: {' > '.join(frames)}"
     for nursery in task.child_nurseries:
         for child in nursery.child_tasks:
             yield from _task_lines(child, depth + 1)

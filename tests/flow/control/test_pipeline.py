@@ -5,7 +5,8 @@ import logging
 import pytest
 import trio
 from builders import endpoint_port, endpoint_slice, plan_settings, service, service_port
-from pipeline_driver import free_port, open_flow
+from cli_driver import free_port
+from pipeline_driver import open_flow
 from trio.testing import MockClock
 
 from userspace_proxy.control.pipeline import COALESCE_S, RETRY_S

@@ -9,7 +9,8 @@ import pytest
 import trio
 from attrs import evolve
 from builders import endpoint_slice, plan_settings, service, service_port
-from pipeline_driver import SETTLE_S, Flow, free_port, open_flow
+from cli_driver import free_port
+from pipeline_driver import SETTLE_S, Flow, open_flow
 from trio.testing import MockClock
 
 from userspace_proxy.control.pipeline import RETRY_S

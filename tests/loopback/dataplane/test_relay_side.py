@@ -128,11 +128,14 @@ async def test_splice_that_fails_for_good_ends_the_connection(monkeypatch: pytes
         proxy.assert_nothing_left()
 
 
-async def fill_up(proxy: Proxy, sender: Peer) -> int:
+async def fill_up(proxy: Proxy, sender: socket.SocketType) -> int:
     """Send until nothing more fits in between; return how much that was."""
     sent = idle = 0
     while idle < 3:
-        count = sender.send_nowait(BULK[sent % len(BULK) :])
+        try:
+            count = sender.send(BULK[sent % len(BULK) :])
+        except BlockingIOError:
+            count = 0
         sent += count
         idle = 0 if count or proxy.engine.poll(0) else idle + 1
         await trio.lowlevel.checkpoint()
@@ -150,7 +153,7 @@ async def test_slow_reader_holds_one_buffer_and_stops_the_sender(splices: bool) 
         await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
         (relay,) = proxy.listeners.relays()
         backend = await server.accept()
-        sent = await fill_up(proxy, client)
+        sent = await fill_up(proxy, client.sock)
         side = relay.client
         side.flush()  # changes nothing before the reader has made room
         assert side.blocked
@@ -167,6 +170,24 @@ async def test_slow_reader_holds_one_buffer_and_stops_the_sender(splices: bool) 
             assert side.blocked
             client.fin()
             assert await backend.receive(sent) == (BULK * 8)[:sent]
+
+
+async def test_copy_to_a_peer_that_takes_nothing_at_all_keeps_everything() -> None:
+    """Bytes that were read when the other side was full already wait whole."""
+    async with open_proxy(driven=False) as proxy, open_peers() as peers:
+        server = peers.listen()
+        client = await peers.connect(proxy.serve(server.backend))
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
+        (relay,) = proxy.listeners.relays()
+        assert relay.backend is not None
+        backend = await server.accept()
+        filled = await fill_up(proxy, relay.backend.sock)
+        await client.send(b"all of this")
+        await proxy.poll_until(lambda: relay.client.blocked)
+        assert relay.client.byte_count == 0
+        async with proxy.driving():
+            await backend.receive(filled)
+            assert await backend.receive(11) == b"all of this"
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["with FIN", "without"])
@@ -238,7 +259,7 @@ async def test_urgent_data_while_the_reader_is_slow_does_not_stall_the_stream() 
         await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
         (relay,) = proxy.listeners.relays()
         backend = await server.accept()
-        sent = await fill_up(proxy, client)
+        sent = await fill_up(proxy, client.sock)
         assert relay.client.pipe is not None
         received = bytearray()
         async with trio.open_nursery() as nursery:
