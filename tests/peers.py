@@ -5,11 +5,13 @@ all. A Server listens and hands out the Peers it accepts, or has each of them be
 all of them and closes them at its end. Everything runs under trio, with real sockets. Entry point: ``open_peers``.
 """
 
+import fcntl
 import os
 import resource
 import select
 import socket
 import struct
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from enum import Enum
@@ -84,6 +86,11 @@ class Peer:
         except ConnectionError:
             return bytes(data), End.RST
         return bytes(data), End.FIN
+
+    async def wait_sent(self) -> None:
+        """Wait until the kernel at the far end has all that was sent, so that an RST would overtake nothing."""
+        while any(fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4))):
+            await trio.lowlevel.checkpoint()
 
     async def wait_reset(self) -> None:
         """Wait for an RST without reading; also for one that follows a FIN, which no read would show."""

@@ -165,7 +165,7 @@ RUN_HERE = ("run", "--steering", "loopback", "--state-dir", "state", "--metrics-
         ),
         (
             [*RUN_HERE, "--runtime-dir", "run", "--manifests", "n\udcffpe"],
-            "cannot read manifests from n\\udcffpe: No such file or directory; name a file or directory",
+            "cannot read manifests from n\\xffpe: No such file or directory; name a file or directory",
         ),
         (
             [*RUN_HERE, "--runtime-dir", "run", "--manifests", "/dev/null"],

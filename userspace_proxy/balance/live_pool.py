@@ -31,7 +31,7 @@ class Member:
 class LivePool:
     """The Members of one Pool in order, and whose turn it is."""
 
-    __slots__ = ("_next", "_random", "members", "pick")
+    __slots__ = ("_leaving", "_next", "_random", "members", "pick")
 
     def __init__(self, pool: Pool, random: Callable[[], float]) -> None:
         """Begin with a Pool.
@@ -43,6 +43,8 @@ class LivePool:
         self._random = random
         self._next = 0
         self.members: list[Member] = []
+        self._leaving: list[Member] = []
+        """Not in the Pool any more, but with open connections: they may come back."""
         self.pick: Callable[[Collection[Member]], Member | None] = self._pick_round_robin
         """``pick(tried)`` returns the Member for the next dial of a connection that has tried some already, or None
         where all have been tried (or there is none). Round robin moves on by one for each dial, also for one that
@@ -52,9 +54,10 @@ class LivePool:
     def replace(self, pool: Pool) -> None:
         """Put a new value of the Pool in force; open connections stay where they are."""
         turn = self.members[self._next].backend if self.members else None
-        kept = {member.backend: member for member in self.members}
+        known = {member.backend: member for member in (*self._leaving, *self.members)}
         ordered = sorted(pool.backends)
-        self.members = [kept.get(backend) or Member(backend) for backend in ordered]
+        self.members = [known.pop(backend) if backend in known else Member(backend) for backend in ordered]
+        self._leaving = [member for member in known.values() if member.open]
         # The one whose turn it was, or the first behind where it would stand.
         self._next = bisect_left(ordered, turn) % len(ordered) if ordered and turn is not None else 0
         least_connections = pool.balance is Balance.LEAST_CONNECTIONS

@@ -32,7 +32,7 @@ from userspace_proxy.dataplane.listener_set import ListenerSet
 from userspace_proxy.errors import UserspaceProxyError
 from userspace_proxy.model.names import IPAddress
 from userspace_proxy.plan.state import PlanSettings
-from userspace_proxy.sources.base import WatchEvent
+from userspace_proxy.sources.base import Applied, Removed, Synced, WatchEvent
 from userspace_proxy.sources.manifests import run_manifests
 from userspace_proxy.steering.node_state import read_local_addresses
 from userspace_proxy.steering.probe import Chosen, choose_steering
@@ -154,7 +154,15 @@ class _Control:
         send, receive = trio.open_memory_channel[WatchEvent](0)
         async with trio.open_nursery() as nursery, receive:
             nursery.start_soon(run_manifests, self._config.manifests, send, self._reloads)
+            known = set()
             async for event in receive:
+                match event:
+                    case Applied():
+                        known.add((type(event.object), event.object.name))
+                    case Removed():
+                        known.discard((event.type, event.name))
+                    case Synced():  # after a bug this is not the first time
+                        await self._pipeline.retain(known)
                 await self._pipeline.feed(event)
 
     async def _serve_admin(
@@ -200,8 +208,10 @@ class _Control:
         """Run something; a bug in it is logged and counted, and ends nothing else."""
         try:
             await run()
-        except* UserspaceProxyError:
-            raise
+        except* UserspaceProxyError as errors:
+            if not self._pipeline.in_force.is_set():
+                raise  # not a bug, but no way to start either
+            LOG.error("%s", "; ".join(map(str, errors.exceptions)))  # noqa: TRY400 - a known failure
         except* Exception:
             LOG.exception("a bug in a part of the control process; the rest goes on", extra={"resource": name})
             self._counters.unexpected_errors += 1

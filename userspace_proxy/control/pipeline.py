@@ -9,7 +9,7 @@ steered before the source is synced: half a list would tear down what a run befo
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Container, Generator, Iterable
 
 import trio
 
@@ -19,7 +19,9 @@ from userspace_proxy.control.problem_log import ProblemLog
 from userspace_proxy.dataplane.listener_set import ListenerSet
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.changes import Changes
+from userspace_proxy.model.endpoint import EndpointSlice
 from userspace_proxy.model.names import NamespacedName
+from userspace_proxy.model.service_port import Service
 from userspace_proxy.plan.build import build_steps, orphan_problems
 from userspace_proxy.plan.diff import diff_states
 from userspace_proxy.plan.state import DesiredState, ListenerKey, PlanSettings, PoolKey
@@ -78,6 +80,9 @@ class Pipeline:
         self._placements: dict[NamespacedName, tuple[Placement, ...]] = {}
         self._unplaced: dict[NamespacedName, str] = {}
         self._steering_is_due = True
+        """What should be steered has changed since steering was last told."""
+        self._steer_wake = trio.Event()
+        self._is_steering = False
         self.steering_failure = ""
         """Why packets do not reach the listeners as they should; empty when they do."""
         self._listen_failures: dict[ListenerKey, str] = {}
@@ -121,9 +126,25 @@ class Pipeline:
                     self._counters.oldest_unapplied_change = self._oldest_since_checkout
             self._wake.set()
 
+    async def retain(self, names: Container[tuple[type[Service] | type[EndpointSlice], NamespacedName]]) -> None:
+        """Forget all objects but these: a source that starts anew cannot say what it does not know of."""
+        async with self._planning:
+            for kind, name in list(self._changes.names()):
+                if (kind, name) not in names:
+                    self._changes.remove(kind, name)
+                    self._wake.set()
+
     async def run(self) -> None:
-        """Reconcile whenever something has changed or is to be tried again, for ever."""
+        """Reconcile whenever something has changed or is to be tried again, for ever.
+
+        Steering has a task of its own: a Pool must not wait for a command that waits for a lock.
+        """
         await self._synced.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._reconcile_for_ever)
+            nursery.start_soon(self._steer_for_ever)
+
+    async def _reconcile_for_ever(self) -> None:
         retry_at = trio.current_time()  # at once: this may be a start after a bug, with work left undone
         while True:
             with trio.move_on_at(retry_at):
@@ -137,6 +158,7 @@ class Pipeline:
     async def _reconcile(self, *, retry: bool) -> None:
         """Bring what changed into force; ``retry``: try again what has failed, and look at the node."""
         started = trio.current_time()
+        in_doubt = frozenset(self._unapplied)  # of a reconcile that a bug cut short: nobody knows how far it came
         async with self._planning:
             self._wake = trio.Event()
             self._oldest_since_checkout = None
@@ -147,17 +169,16 @@ class Pipeline:
             self._dirty.clear()
         self._unapplied |= self._desired.replanned
         changed = bool(self._unapplied)
-        self._generation += changed
         if self._desired.replanned:
             await cooperate(self._say_problems(self._desired.replanned))
-        await cooperate(self._apply_plans(self._unplaced.keys() if retry else ()))
+        await cooperate(self._apply_plans(in_doubt, self._unplaced.keys() if retry else ()))
         self._applied = self._desired
         self._unapplied.clear()
+        self._generation += changed
         self._open_listeners(retry=retry)
-        await self._steer(retry=retry)
-        if not self.failures:
-            self._counters.oldest_unapplied_change = self._oldest_since_checkout
-            self._counters.applied_generation["control"] = self._generation
+        if retry or (self._steering_is_due and not self.steering_failure):
+            self._steer_wake.set()
+        self._account()
         if changed:
             self._counters.reconcile_duration.observe(trio.current_time() - started)
 
@@ -168,13 +189,19 @@ class Pipeline:
             yield
         yield from self._problems.replace("orphans", orphan_problems(self._changes))
 
-    def _apply_plans(self, unplaced: Iterable[NamespacedName]) -> Generator[None, None, None]:
+    def _apply_plans(
+        self, in_doubt: Iterable[NamespacedName], unplaced: Iterable[NamespacedName]
+    ) -> Generator[None, None, None]:
         """Change Pools and the places of listeners, a Service at each step; may be repeated.
 
         Args:
-            unplaced: Services to try again, though nothing has changed for them.
+            in_doubt: Services that something may have been done for which ``_applied`` does not know of.
+            unplaced: Services to place again, though nothing has changed for them.
         """
-        again = set(unplaced)
+        again = {*in_doubt, *unplaced}
+        for name in in_doubt:
+            self._apply_pools_anew(name)
+            yield
         for name in self._unapplied:
             diff = diff_states(self._applied, self._desired, (name,))
             for pool in diff.pools_replaced:
@@ -189,6 +216,15 @@ class Pipeline:
             self._place(name)
             yield
 
+    def _apply_pools_anew(self, name: NamespacedName) -> None:
+        plan = self._desired.services.get(name)
+        pools = plan.pools if plan else {}
+        there = {key for key, _ in self._listeners.pools() if key.service_port.service == name}
+        self._pools_to_remove |= there
+        self._pools_to_remove -= pools.keys()
+        for pool in pools.values():
+            self._listeners.apply_pool(pool)
+
     def _place(self, name: NamespacedName) -> None:
         plan = self._desired.services.get(name)
         try:
@@ -202,6 +238,9 @@ class Pipeline:
         if self._unplaced.pop(name, None):
             LOG.info("has its place after all", extra={"service": str(name)})
         wanted = {placement.listener.key: placement.listener for placement in placements}
+        self._listeners_to_remove -= wanted.keys()
+        for spec in wanted.values():
+            self._listeners.apply_listener(spec)
         for placement in self._placements.get(name, ()):
             key = placement.listener.key
             if key in wanted:
@@ -214,9 +253,6 @@ class Pipeline:
             self._placements[name] = placements
         else:
             self._placements.pop(name, None)
-        self._listeners_to_remove -= wanted.keys()
-        for spec in wanted.values():
-            self._listeners.apply_listener(spec)
         self._steering_is_due = True
 
     def _forget_listener(self, key: ListenerKey) -> None:
@@ -235,30 +271,49 @@ class Pipeline:
         for key in self._listen_failures.keys() - self._listeners.failed:
             del self._listen_failures[key]  # open now, or not wanted any more
 
-    async def _steer(self, *, retry: bool) -> None:
-        """Have packets led to the listeners, then close those nothing leads to any more."""
+    def _account(self) -> None:
+        """Note how far what is in force has come, once all of it is."""
+        if not (self.failures or self._steering_is_due or self._is_steering or self._unapplied):
+            self._counters.oldest_unapplied_change = self._oldest_since_checkout
+            self._counters.applied_generation["control"] = self._generation
+
+    async def _steer_for_ever(self) -> None:
+        while True:
+            await self._steer_wake.wait()
+            self._steer_wake = trio.Event()
+            self._is_steering = True
+            works = await self._steer()
+            self._is_steering = False
+            if works:
+                self._account()
+                self.in_force.set()
+
+    async def _steer(self) -> bool:
+        """Have packets led to the listeners, then close those nothing leads to any more; return whether it worked."""
+        placements = list(self.placements()) if self._steering_is_due else None
+        gone_listeners, gone_pools = set(self._listeners_to_remove), set(self._pools_to_remove)
+        self._steering_is_due = False  # what changes from here on is for the next time
         try:
-            if self._steering_is_due and (retry or not self.steering_failure):
-                await self._steering.apply(list(self.placements()))
-                self._steering_is_due = False
-            elif retry:
+            if placements is not None:
+                await self._steering.apply(placements)
+            else:
                 await self._steering.refresh()
-        except SteeringError as error:
+        except BaseException as error:
+            self._steering_is_due = True
+            if not isinstance(error, SteeringError):
+                raise
             self._counters.reconcile_failures["steering"] += 1
             if self.steering_failure != str(error):
                 LOG.error("%s", error)  # noqa: TRY400 - a known failure
             self.steering_failure = str(error)
-            self._steering_is_due = True
-            return
-        if self._steering_is_due:
-            return
+            return False
         if self.steering_failure:
             self.steering_failure = ""
             LOG.info("steering is in force after all")
-        for key in self._listeners_to_remove:
+        for key in gone_listeners & self._listeners_to_remove:
             self._forget_listener(key)
-        self._listeners_to_remove.clear()
-        for pool_key in self._pools_to_remove:
+            self._listeners_to_remove.discard(key)
+        for pool_key in gone_pools & self._pools_to_remove:
             self._listeners.remove_pool(pool_key)
-        self._pools_to_remove.clear()
-        self.in_force.set()
+            self._pools_to_remove.discard(pool_key)
+        return True

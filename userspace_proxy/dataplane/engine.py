@@ -89,9 +89,13 @@ class Engine:
         return self._epoll.fileno()
 
     def add(self, fd: int, handler: Handler, events: int) -> None:
-        """Have ``handler`` called for events of ``fd``, until ``remove`` or ``close_later``."""
-        self.handlers[fd] = handler
+        """Have ``handler`` called for events of ``fd``, until ``remove`` or ``close_later``.
+
+        Raises:
+            OSError: the kernel watches no more (ENOSPC, ENOMEM; epoll_ctl(2)); nothing has changed.
+        """
         self._epoll.register(fd, events)
+        self.handlers[fd] = handler
 
     def remove(self, fd: int) -> None:
         """Watch ``fd`` no more; needed before closing only where another process holds the same socket (epoll(7))."""

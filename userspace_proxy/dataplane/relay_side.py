@@ -227,7 +227,7 @@ class Side:
         """Move a turn's worth through a pipe; without one, copy."""
         pipe = self.pipe
         if pipe is None:
-            pipe = self.pipe = self.engine.pipes.take() if self.trusts_short_reads else None
+            pipe = self.pipe = self.engine.pipes.take()
             if pipe is None:
                 self._copy()
                 return

@@ -14,8 +14,8 @@ from userspace_proxy.errors import ListenError
 from userspace_proxy.model.names import Family, family_of
 from userspace_proxy.plan.state import ListenerSpec
 
-OUT_OF_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""accept(2), socket(2): this process or the machine has no more to give; waiting helps."""
+OUT_OF_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
+"""accept(2), socket(2), epoll_ctl(2): this process or the machine has no more to give; waiting helps."""
 
 ACCEPT_LOST = frozenset(
     {

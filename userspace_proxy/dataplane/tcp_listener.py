@@ -118,7 +118,16 @@ class TcpListener:
             counters.active += 1
             self.connections += 1
             accepted = socket.SocketType(self._family, socket.SOCK_STREAM, 0, fd)
-            TcpRelay(self, accepted, address[:2])
+            try:
+                TcpRelay(self, accepted, address[:2])
+            except OSError as error:
+                if error.errno not in OUT_OF_CAPACITY:
+                    raise
+                accepted.close()
+                counters.active -= 1
+                self.connections -= 1
+                self.pause(error.errno)
+                return
 
     def on_bug(self) -> None:
         """Rest a little, so that what went wrong cannot spin."""
@@ -138,7 +147,7 @@ class TcpListener:
     def _rest(self) -> None:
         if self.sock is not None and not self._paused:
             self._paused = True
-            if not self._full:
+            if self.sock.fileno() in self.engine.handlers:
                 self.engine.remove(self.sock.fileno())
             self.engine.timers.add(self.engine.now_s, PAUSE_S, self._resume)
 
@@ -148,7 +157,12 @@ class TcpListener:
 
     def _watch_again(self) -> None:
         if self.sock is not None and not self._paused and not self._full:
-            self.engine.add(self.sock.fileno(), self, LISTENER_EVENTS)
+            try:
+                self.engine.add(self.sock.fileno(), self, LISTENER_EVENTS)
+            except OSError as error:
+                if error.errno not in OUT_OF_CAPACITY:
+                    raise
+                self._rest()
 
     def count_dial(self, outcome: str) -> None:
         """Count a dial that did not connect."""

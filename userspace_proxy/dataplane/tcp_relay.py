@@ -50,6 +50,8 @@ _STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _GONE = select.EPOLLERR | select.EPOLLHUP
 _RESCUE_READS = 64
 """Buffers that are moved at most after one side has failed (4 MiB: more than a receive queue holds by default)."""
+_LONGEST_LOOK_S = 10.0
+"""A timer holds on to its connection, also to one that has ended: so none is set for longer. Arbitrary."""
 _IDLE_CHECKS = 8
 """A connection found active is looked at again after this part of the time-out, and so closed up to 1/8 late. Looking
 exactly at the end would give every connection a timer length of its own (see ``Timers``)."""
@@ -100,6 +102,7 @@ class TcpRelay:
         "connected_s",
         "dials",
         "is_open",
+        "last_tried",
         "listener",
         "starved",
         "state",
@@ -119,7 +122,8 @@ class TcpRelay:
         """Under way, the oldest first."""
         self.starved = False
         """A dial failed for want of a descriptor or a local port."""
-        self.tried: tuple[Member, ...] = ()
+        self.tried: set[Member] | tuple[()] = ()
+        self.last_tried: Member | None = None
         self.backend: Dial | None = None
         self.client = Side(self, engine, sock)
         engine.add(self.client.fd, self.client, RELAY_EVENTS)
@@ -127,7 +131,7 @@ class TcpRelay:
         limits = listener.limits
         engine.timers.add(engine.now_s, min(limits.dial_next_after_s, limits.dial_timeout_s), self._on_first_timer)
         if limits.idle_timeout_s is not None:
-            engine.timers.add(engine.now_s, limits.idle_timeout_s, self._on_idle_timer)
+            engine.timers.add(engine.now_s, min(limits.idle_timeout_s, _LONGEST_LOOK_S), self._on_idle_timer)
         self._dial_next()
 
     # Dialling
@@ -141,16 +145,17 @@ class TcpRelay:
         dial = next(dial for dial in self.dials if dial is side)
         if mask & _GONE:
             self._dial_failed(dial, dial.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-            self._go_on_dialling(last_failed=dial.member is self.tried[-1])
+            self._go_on_dialling(last_failed=dial.member is self.last_tried)
         elif mask & select.EPOLLOUT:
             self._connected(dial, mask)
 
     def _go_on_dialling(self, *, last_failed: bool) -> None:
         listener = self.listener
         now_s = listener.engine.now_s
+        members = listener.pool.members
         step = next_step(
             listener.limits,
-            untried=any(member not in self.tried for member in listener.pool.members),
+            untried=len(self.tried) < len(members) or any(member not in self.tried for member in members),
             pending=len(self.dials),
             last_failed=last_failed,
             elapsed_s=now_s - self.accepted_s,
@@ -181,14 +186,20 @@ class TcpRelay:
                 listener.count_dial(dial_outcome(error.errno))
                 listener.pause(error.errno)
                 return
-            self.tried += (member,)
+            self.last_tried = member
+            self.tried = self.tried or set()
+            self.tried.add(member)
             dial = Dial(self, member, sock)
             self.dials += (dial,)
             member.open += 1
             error_number = sock.connect_ex(member.address)
             if error_number in (errno.EINPROGRESS, 0):
-                engine.add(dial.fd, dial, RELAY_EVENTS)
-                return
+                try:
+                    engine.add(dial.fd, dial, RELAY_EVENTS)
+                except OSError as error:
+                    error_number = error.errno or 0
+                else:
+                    return
             self._dial_failed(dial, error_number)
 
     def _give_up(self) -> None:
@@ -201,7 +212,7 @@ class TcpRelay:
         self.close(reason, reset=True)
 
     def _dial_failed(self, dial: Dial, error_number: int) -> None:
-        self.starved = error_number in NO_LOCAL_PORT
+        self.starved = error_number in NO_LOCAL_PORT or error_number in OUT_OF_CAPACITY
         self.listener.count_dial(dial_outcome(error_number))
         self._drop_dial(dial)
 
@@ -280,7 +291,8 @@ class TcpRelay:
         half_closed_timeout_s = self.listener.limits.half_closed_timeout_s
         if half_closed_timeout_s is not None:
             engine = self.listener.engine
-            engine.timers.add(engine.now_s, half_closed_timeout_s, self._on_half_closed_timer)
+            look_s = min(half_closed_timeout_s, _LONGEST_LOOK_S)
+            engine.timers.add(engine.now_s, look_s, self._on_half_closed_timer)
 
     def on_failure(self, side: Side, error: OSError) -> None:  # noqa: ARG002
         """Handle that one side is gone: deliver what it had sent, then reset both."""
@@ -326,9 +338,11 @@ class TcpRelay:
         Dialling has a time-out of its own.
         """
         engine = self.listener.engine
+        look_again_s = min(timeout_s / _IDLE_CHECKS, _LONGEST_LOOK_S)
         if self.state != DIALLING and engine.now_s - self.active_s >= timeout_s:
             return True
-        engine.timers.add(engine.now_s, timeout_s / _IDLE_CHECKS, callback)
+        rest_s = timeout_s - (engine.now_s - self.active_s)
+        engine.timers.add(engine.now_s, _LONGEST_LOOK_S if rest_s >= _LONGEST_LOOK_S else look_again_s, callback)
         return False
 
     # The end

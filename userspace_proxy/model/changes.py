@@ -38,6 +38,13 @@ class Changes:
         """Return the EndpointSlices that name a Service, sorted by their names."""
         return tuple(sorted(self._slices_by_service.get(service, {}).values(), key=_by_name))
 
+    def names(self) -> Iterator[tuple[type[Service] | type[EndpointSlice], NamespacedName]]:
+        """Yield the type and name of every object."""
+        for name in self._services:
+            yield Service, name
+        for name in self._slices:
+            yield EndpointSlice, name
+
     def unowned_slices(self) -> Iterator[EndpointSlice]:
         """Yield the EndpointSlices that name a Service which is not there, by Service, then by their own names."""
         for service in sorted(self._unowned):

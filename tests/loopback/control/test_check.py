@@ -68,7 +68,7 @@ def test_check_for_programs_prints_one_document(tmp_path: Path) -> None:
     """Its keys are an interface: every Frontend with its Backends, every Problem with its parts."""
     node_port = free_port()
     dual = service_object(cluster_ips=["10.96.0.10", "fd00:96::a"], node_port=node_port)
-    write_manifests(tmp_path / "shop.yaml", [dual, *slice_objects("shop/web", TEN, SIX), service_object("shop/cart")])
+    write_manifests(tmp_path / "shop.yaml", [dual, *slice_objects("shop/web", TEN, SIX), service_object("shop/zoo")])
     status, output = check(tmp_path, "-o", "json")
     assert status == 3
     document = json.loads(output)

@@ -1,9 +1,7 @@
 """RST at every stage, from either side: the other side is reset too, what came before it is kept, it is counted."""
 
-import fcntl
 import os
 import struct
-import termios
 from collections.abc import Callable
 
 import pytest
@@ -27,12 +25,6 @@ async def connect_and_open(proxy: Proxy, peers: Peers, server: Server) -> tuple[
     client = await peers.connect(proxy.serve(server.backend))
     await proxy.poll_until(state_is(proxy, OPEN))
     return client, await server.accept()
-
-
-async def wait_sent(peer: Peer) -> None:
-    """Wait until the kernel at the far end has all that was sent, so that an RST overtakes nothing."""
-    while any(struct.unpack("i", fcntl.ioctl(peer.sock, termios.TIOCOUTQ, bytes(4)))):
-        await trio.lowlevel.checkpoint()
 
 
 async def clog(proxy: Proxy, sender: Peer) -> int:
@@ -78,7 +70,7 @@ async def test_reset_behind_data_in_one_batch_comes_after_the_data(who: str, end
         client, backend = await connect_and_open(proxy, peers, peers.listen())
         bad, good = (client, backend) if who == "client" else (backend, client)
         await bad.send(DATA)
-        await wait_sent(bad)
+        await bad.wait_sent()
         if ended:
             bad.fin()
         bad.rst()
@@ -191,7 +183,7 @@ async def test_reset_that_comes_with_the_end_of_the_other_side_is_a_reset(who: s
         bad, good = (client, backend) if who == "client" else (backend, client)
         good.fin()
         await bad.send(b"farewell")
-        await wait_sent(bad)
+        await bad.wait_sent()
         bad.rst()
         await proxy.poll_until(lambda: not proxy.listeners.open_relays)
         assert await good.receive_to_end() == (b"farewell", End.RST)
@@ -224,7 +216,7 @@ async def test_reset_never_lets_late_bytes_overtake_those_in_the_pipe() -> None:
         relay.client.pipe, relay.client.bulk = pipe, True
         await backend.send(b"makes the Backend's event the first one")
         await client.send(b"second")
-        await wait_sent(client)
+        await client.wait_sent()
         client.rst()
         await proxy.poll_until(lambda: not proxy.listeners.open_relays)
         data, end = await backend.receive_to_end()
