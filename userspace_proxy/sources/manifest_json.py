@@ -113,7 +113,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _integer(text: str) -> int:
     """Return an integer, cut off at 64 bits: no field of the API holds more."""
-    if len(text) > len(str(_MAX_INT)):
+    if len(text.lstrip("-")) > len(str(_MAX_INT)):  # before int(), which refuses thousands of digits
         return -_MAX_INT if text.startswith("-") else _MAX_INT
     return max(-_MAX_INT, min(int(text), _MAX_INT))
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from userspace_proxy.errors import ManifestError
@@ -33,6 +33,7 @@ def scalars(value: Any) -> list[object]:
 
 
 @given(documents=st.lists(VALUES, max_size=3), indent=st.sampled_from([None, 1, "\t"]), ascii_only=st.booleans())
+@example(documents=[-(10**18)], indent=None, ascii_only=False)
 def test_elements_are_found_one_by_one(documents: list[object], indent: int | str | None, *, ascii_only: bool) -> None:
     """Several documents in a row are read whole, and each part of them can be reached by its own way."""
     text = "\n".join(json.dumps(one, indent=indent, ensure_ascii=ascii_only) for one in documents)

@@ -90,6 +90,7 @@ async def test_file_that_is_no_text_is_one_problem(tmp_path: Path, content: byte
         ("x.json", "[" * 100_000, "document 1, line 1", "not JSON: nested too deeply"),
         ("x", '{}\n{"a": 1,\n\t"b": "c" "d"}', "document 2, line 3, column 11", "not JSON: expecting ',' delimiter"),
     ],
+    ids=lambda text: text[:20],  # older pytest puts the whole into the environment, where it does not fit
 )
 async def test_text_that_is_broken_is_a_problem_with_its_place(
     tmp_path: Path, name: str, content: str, where: str, text: str
