@@ -203,3 +203,13 @@ async def test_pipeline_change_of_endpoints_does_not_wait_for_steering(autojump_
         flow.steering.held.set()
         await flow.settle()
         assert flow.counters.oldest_unapplied_change is None
+
+
+async def test_pipeline_retains_only_what_a_source_that_starts_anew_knows(autojump_clock: MockClock) -> None:
+    """What was deleted while the source was down is gone once the source says what there is."""
+    async with open_flow() as flow:
+        await flow.sync(WEB, WEB_1, CART, CART_1)
+        await flow.pipeline.retain({(type(WEB), WEB.name), (type(WEB_1), WEB_1.name)})
+        await flow.settle()
+        assert flow.backends() == {"shop/web:http internal": ["10.0.1.1:8080"]}
+        assert flow.steering.applied[-1] == ["10.96.0.10:80/TCP"]

@@ -298,3 +298,26 @@ async def test_bug_while_planning_loses_no_change(autojump_clock: MockClock) -> 
             await flow.settle()
             nursery.cancel_scope.cancel()
         assert len(flow.sockets()) == 1
+
+
+async def test_reconcile_cut_short_by_a_bug_is_repaired_though_all_went_back(autojump_clock: MockClock) -> None:
+    """What a reconcile did before a bug ended it is undone, also if the objects are as they were before by then."""
+    other = endpoint_slice("shop/web-1", "10.0.1.2")
+    async with open_flow(running=False) as flow:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flow.pipeline.run)
+            await flow.sync(WEB, WEB_1, CART, CART_1)
+            nursery.cancel_scope.cancel()
+        await flow.feed(other, service("shop/cart", cluster_ips=["10.96.0.12"]))
+        await _fail_once(flow, "place")
+        await flow.feed(WEB_1, CART)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flow.pipeline.run)
+            await flow.settle()
+            nursery.cancel_scope.cancel()
+        assert flow.backends() == {
+            "shop/web:http internal": ["10.0.1.1:8080"],
+            "shop/cart:http internal": ["10.0.2.1:8080"],
+        }
+        assert {name.split()[0] for name in flow.sockets()} == {"shop/web:http", "shop/cart:http"}
+        assert failures(flow) == []

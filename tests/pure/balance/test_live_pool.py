@@ -219,3 +219,16 @@ def test_least_connections_with_random_draws_keeps_loads_close(seed: int) -> Non
     loads = [member.open for member in live.members]
     assert sum(loads) == 1000
     assert max(loads) - min(loads) <= 6
+
+
+@pytest.mark.parametrize("balance", [*Balance])
+def test_backend_that_comes_back_still_has_its_open_connections(balance: Balance) -> None:
+    """A Backend that leaves the Pool with open connections and comes back counts them, one without starts anew."""
+    live = LivePool(pool("10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", balance=balance), no_draw)
+    busy, idle = live.members[1], live.members[2]
+    busy.open = 50
+    live.replace(pool("10.0.0.1:80", balance=balance))
+    live.replace(pool("10.0.0.1:80", balance=balance))
+    live.replace(pool("10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", balance=balance))
+    assert live.members[1] is busy
+    assert live.members[2] is not idle

@@ -159,3 +159,10 @@ def test_changes_after_any_events_are_the_last_objects_and_checkout_misses_none(
         differing = {x for x in before.keys() | after.keys() if before.get(x, nothing) != after.get(x, nothing)}
         assert changes.checkout() >= differing
         before = after
+
+
+def test_changes_name_every_object_with_its_type() -> None:
+    """Names are those of what is there, Services and EndpointSlices apart though they may have the same name."""
+    changes = _changes(service("shop/web"), endpoint_slice("shop/web"), service("shop/db"))
+    changes.remove(Service, named("shop/db"))
+    assert set(changes.names()) == {(Service, named("shop/web")), (EndpointSlice, named("shop/web"))}
