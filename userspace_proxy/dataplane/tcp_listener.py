@@ -12,7 +12,7 @@ from userspace_proxy.balance.live_pool import LivePool, Member
 from userspace_proxy.config import RelayLimits
 from userspace_proxy.dataplane.counters import ServiceCounters
 from userspace_proxy.dataplane.engine import LISTENER_EVENTS, Engine
-from userspace_proxy.dataplane.sockets import ACCEPT_LOST, OUT_OF_CAPACITY, errno_name
+from userspace_proxy.dataplane.sockets import ACCEPT_LOST, OUT_OF_CAPACITY, errno_name, set_reset_on_close
 from userspace_proxy.dataplane.tcp_relay import TcpRelay
 from userspace_proxy.plan.state import ListenerSpec
 from userspace_proxy.telemetry.log_format import CONNECTION_LOGGER
@@ -123,8 +123,10 @@ class TcpListener:
             except OSError as error:
                 if error.errno not in OUT_OF_CAPACITY:
                     raise
+                set_reset_on_close(accepted)
                 accepted.close()
                 counters.active -= 1
+                counters.closed[CloseReason.RESOURCE.value] += 1
                 self.connections -= 1
                 self.pause(error.errno)
                 return

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,6 +73,7 @@ async def test_dial_without_descriptors_is_made_later(caplog: pytest.LogCaptureF
         clients = [peers.connect_nowait(address) for _ in range(2)]
         with descriptors_left(1):
             await proxy.poll_until(lambda: proxy.listeners.open_relays)
+            assert proxy.engine.counters.accept_pauses == {"EMFILE": 1}  # accepting more would only make it worse
             proxy.advance(1.0)
             assert proxy.counters().dials == {"no_descriptor": 5}
             assert proxy.counters().connections == 1
@@ -95,6 +97,61 @@ async def test_dial_without_descriptors_for_the_whole_budget_resets_the_client()
             proxy.advance(2.0)
         assert proxy.closed() == {CloseReason.RESOURCE: 1}
         assert await client.receive_to_end() == (b"", End.RST)
+        proxy.assert_nothing_left()
+
+
+class FullEpoll:
+    """An epoll of a kernel that watches no more than so many descriptors (epoll(7), max_user_watches)."""
+
+    def __init__(self, epoll: select.epoll, room: int) -> None:
+        self._epoll = epoll
+        self.room = room
+        self.poll, self.close, self.unregister = epoll.poll, epoll.close, epoll.unregister
+
+    def register(self, fd: int, events: int) -> None:
+        """Watch a descriptor while there is room."""
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.room -= 1
+        self._epoll.register(fd, events)
+
+
+def fill_epoll(proxy: Proxy, room: int) -> FullEpoll:
+    """Have the engine's epoll take only so many more descriptors."""
+    full = FullEpoll(proxy.engine._epoll, room)
+    proxy.engine._epoll = full  # type: ignore[assignment]
+    return full
+
+
+async def test_accept_that_cannot_be_watched_resets_the_client_and_pauses() -> None:
+    """No room in epoll is like no descriptor: no bug, no leak, and it goes on when there is room."""
+    async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
+        address = proxy.serve(peers.listen(echo).backend)
+        client = await peers.connect(address)
+        epoll = fill_epoll(proxy, room=0)
+        await proxy.poll_until(lambda: proxy.engine.counters.accept_pauses)
+        assert await client.receive_to_end() == (b"", End.RST)
+        assert proxy.engine.counters.accept_pauses == {"ENOSPC": 1}
+        assert proxy.closed() == {CloseReason.RESOURCE: 1}
+        for _ in range(3):
+            proxy.advance(PAUSE_S)  # there is no room for the listener either
+            assert not proxy.engine.handlers
+        epoll.room = 100
+        proxy.advance(PAUSE_S)
+        await get_answer(proxy, await peers.connect(address))
+        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        proxy.assert_nothing_left()
+
+
+async def test_dial_that_cannot_be_watched_goes_on_or_resets_the_client() -> None:
+    """A dial without room in epoll has failed for want of it, and is dropped."""
+    async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
+        client = await peers.connect(proxy.serve(peers.listen(echo).backend))
+        fill_epoll(proxy, room=1)
+        await proxy.poll_until(lambda: proxy.counters().closed)
+        assert await client.receive_to_end() == (b"", End.RST)
+        assert proxy.counters().dials == {"no_descriptor": 1}
+        assert proxy.closed() == {CloseReason.RESOURCE: 1}
         proxy.assert_nothing_left()
 
 

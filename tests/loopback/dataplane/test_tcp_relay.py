@@ -8,7 +8,7 @@ from peers import End, answer_after_end, connect_through, echo, greet, nothing_l
 
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.config import RelayLimits
-from userspace_proxy.dataplane.tcp_relay import CLIENT_ENDED, OPEN
+from userspace_proxy.dataplane.tcp_relay import CLIENT_ENDED, DIALLING, OPEN
 
 pytestmark = pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 
@@ -74,6 +74,20 @@ async def test_relay_client_is_quiet_while_the_backend_speaks_first(host: str) -
         assert await client.receive(11) == b"220 ready\r\n"
         await client.send(b"EHLO")
         assert await client.receive(4) == b"EHLO"
+
+
+async def test_relay_passes_on_a_greeting_that_comes_with_the_connection(host: str) -> None:
+    """Bytes of the Backend that the event of its connecting tells of already are told of by no other event."""
+    async with open_proxy(driven=False) as proxy, open_peers() as peers:
+        server = peers.listen(host=host)
+        client = await peers.connect(proxy.serve(server.backend, host=host))
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [DIALLING])
+        backend = await server.accept()
+        await backend.send(b"220 ready")
+        backend.fin()
+        await backend.wait_sent()
+        async with proxy.driving():
+            assert await client.receive_to_end() == (b"220 ready", End.FIN)
 
 
 async def test_relay_without_a_byte_ends_as_it_should(host: str) -> None:

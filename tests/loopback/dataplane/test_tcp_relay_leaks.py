@@ -6,10 +6,11 @@ from math import inf
 
 import pytest
 import trio
-from engine_driver import open_proxy
+from engine_driver import VirtualClock, open_proxy
 from peers import Peers, echo, nothing_left_open, open_peers
 
 from userspace_proxy.balance.close_reason import CloseReason
+from userspace_proxy.config import RelayLimits
 from userspace_proxy.dataplane.relay_side import Side
 from userspace_proxy.dataplane.tcp_relay import TcpRelay
 
@@ -80,4 +81,17 @@ async def test_relay_in_each_state_leaves_no_garbage_when_it_is_reset(no_garbage
         assert live_objects() == 4 * 3
         proxy.listeners.abort_relays()
         await proxy.until(lambda: proxy.engine.timers.next_s == inf)
+        assert live_objects() == 0
+
+
+async def test_relay_with_long_time_outs_is_not_kept_by_its_timers(no_garbage_collector: None) -> None:
+    """Time-outs of an hour do not keep the connections of an hour in memory, but those of the last 10 s."""
+    limits = RelayLimits(idle_timeout_s=3600.0, half_closed_timeout_s=3600.0)
+    async with open_proxy(limits, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
+        address = proxy.serve(peers.listen(echo).backend)
+        for _ in range(10):
+            (await peers.connect(address)).close()
+        await proxy.poll_until(lambda: proxy.closed() == {CloseReason.NORMAL: 10})
+        assert live_objects() == 10 * 3
+        proxy.advance(10.0)
         assert live_objects() == 0
