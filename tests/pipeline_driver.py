@@ -1,7 +1,7 @@
 """A Pipeline between scripted WatchEvents, a fake Steering and real listening sockets. Entry point: ``open_flow``."""
 
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 from random import Random
@@ -41,7 +41,10 @@ class FakeSteering(Steering):
         self.listeners: ListenerSet | None = None
         self.applied: list[list[str]] = []
         """The Frontends of each ``apply``, as texts."""
+        self.led_to: list[set[ListenerKey]] = []
+        """The Listeners of each ``apply``."""
         self.open_at_apply: list[set[ListenerKey]] = []
+        """Those that were open when it began."""
         self.refreshes = 0
         self.failure = ""
         """What ``apply`` and ``refresh`` fail with."""
@@ -49,6 +52,8 @@ class FakeSteering(Steering):
         """Services that ``place`` fails for."""
         self.held: trio.Event | None = None
         """``apply`` waits for it."""
+        self.on_place: Callable[[], object] = lambda: None
+        """Called by each ``place``."""
         self.bug_in = ""
         """The method that is to raise what no caller expects, once."""
         self._ports: dict[ListenerKey, int] = {}
@@ -57,6 +62,7 @@ class FakeSteering(Steering):
         """Return shared Listeners for cluster addresses."""
         frontends = tuple(frontends)
         self._strike("place")
+        self.on_place()
         for frontend in frontends:
             if str(frontend.service_port.service) in self.refused:
                 raise SteeringError(f"no proxy port is left for {frontend.service_port.service}")
@@ -64,10 +70,12 @@ class FakeSteering(Steering):
 
     async def apply(self, placements: Iterable[Placement]) -> None:
         """Note it, or fail."""
-        await trio.lowlevel.checkpoint()
+        placements = tuple(placements)
         assert self.listeners is not None
         self.applied.append([str(placement.frontend) for placement in placements])
+        self.led_to.append({placement.listener.key for placement in placements})
         self.open_at_apply.append(set(self.listeners._open))
+        await trio.lowlevel.checkpoint()
         if self.held is not None:
             await self.held.wait()
         self._strike("apply")

@@ -67,6 +67,8 @@ class Pipeline:
         self._problems = ProblemLog()
         self._planning = trio.Lock()
         """Held while plans are made from the objects: events wait."""
+        self._reconciling = trio.Lock()
+        """Held during a reconcile: what is placed may not be open yet."""
         self._wake = trio.Event()
         self._synced = trio.Event()
         self._generation = 0
@@ -152,7 +154,8 @@ class Pipeline:
             retry = trio.current_time() >= retry_at
             if retry:
                 retry_at = trio.current_time() + RETRY_S
-            await self._reconcile(retry=retry)
+            async with self._reconciling:
+                await self._reconcile(retry=retry)
             await trio.sleep(COALESCE_S)
 
     async def _reconcile(self, *, retry: bool) -> None:
@@ -285,14 +288,16 @@ class Pipeline:
             works = await self._steer()
             self._is_steering = False
             if works:
-                self._account()
+                async with self._reconciling:
+                    self._account()
                 self.in_force.set()
 
     async def _steer(self) -> bool:
         """Have packets led to the listeners, then close those nothing leads to any more; return whether it worked."""
-        placements = list(self.placements()) if self._steering_is_due else None
-        gone_listeners, gone_pools = set(self._listeners_to_remove), set(self._pools_to_remove)
-        self._steering_is_due = False  # what changes from here on is for the next time
+        async with self._reconciling:
+            placements = list(self.placements()) if self._steering_is_due else None
+            gone_listeners, gone_pools = set(self._listeners_to_remove), set(self._pools_to_remove)
+            self._steering_is_due = False  # what changes from here on is for the next time
         try:
             if placements is not None:
                 await self._steering.apply(placements)

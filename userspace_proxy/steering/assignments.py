@@ -39,6 +39,8 @@ class Assignments:
         self.loopback_range: IPv4Network = network
         self._ports_in_use: frozenset[int] | None = None
         self._is_writable = True
+        self.asked = 0
+        """How often something was asked for: a mark in time for ``keep``."""
         self._load()
 
     def proxy_port(self, name: str) -> int:
@@ -47,7 +49,8 @@ class Assignments:
         Raises:
             SteeringError: all are taken.
         """
-        port = self._ports.get(name, self._foreign_ports)
+        self.asked += 1
+        port = self._ports.get(name, self._foreign_ports, self.asked)
         if port is None:
             first, last = self._proxy_port_range[0], self._proxy_port_range[-1]
             raise SteeringError(
@@ -61,7 +64,8 @@ class Assignments:
         Raises:
             SteeringError: all are taken.
         """
-        number = self._addresses.get(name, lambda: ())
+        self.asked += 1
+        number = self._addresses.get(name, lambda: (), self.asked)
         if number is None:
             raise SteeringError(
                 f"no loopback address is left for {name}: all of {self.loopback_range} are taken; "
@@ -69,15 +73,19 @@ class Assignments:
             )
         return IPv4Address(number)
 
-    def keep(self, names: Iterable[str]) -> None:
-        """Say which names are in use, of Listeners and of Services; others may lose what they have.
+    def keep(self, names: Iterable[str], asked: int) -> None:
+        """Say which names were in use at some moment, of Listeners and of Services; others may lose what they have.
 
-        Until the next call all that is asked for counts as in use too. The ports in use on the node are looked up
+        All that was asked for after that moment counts as in use too. The ports in use on the node are looked up
         once between two calls.
+
+        Args:
+            names: Those in use.
+            asked: The attribute of that name as it was at that moment.
         """
         in_use = frozenset(names)
-        self._ports.keep(in_use)
-        self._addresses.keep(in_use)
+        self._ports.keep(in_use, asked)
+        self._addresses.keep(in_use, asked)
         self._ports_in_use = None
 
     def save(self) -> None:
@@ -139,7 +147,8 @@ class _Numbers:
         self._numbers = numbers
         self._allowed = allowed
         self._taken: set[int] = set()
-        self._in_use: set[str] = set()
+        self._in_use: dict[str, int] = {}
+        """Names that are in use, with the mark of the last time they were asked for."""
         self.by_name: dict[str, int] = {}
         self.is_changed = False
 
@@ -150,33 +159,34 @@ class _Numbers:
                 self._assign(name, number)
         self.is_changed = False
 
-    def get(self, name: str, foreign: Callable[[], Container[int]]) -> int | None:
+    def get(self, name: str, foreign: Callable[[], Container[int]], asked: int) -> int | None:
         """Return the number of a name; None: there is none left.
 
         Args:
             name: Who asks.
             foreign: Tells which numbers others have taken. A name that is in use is past that question: it may be
                 its own socket that would be seen.
+            asked: The mark of this moment.
         """
         number = self.by_name.get(name)
         if number is not None and (name in self._in_use or number not in foreign()):
-            self._in_use.add(name)
+            self._in_use[name] = asked
             return number
         if number is not None:
             self._release(name)
         number = self._find(name, foreign())
         if number is None:
-            for vanished in self.by_name.keys() - self._in_use:
+            for vanished in self.by_name.keys() - self._in_use.keys():
                 self._release(vanished)
             number = self._find(name, foreign())
         if number is not None:
             self._assign(name, number)
-            self._in_use.add(name)
+            self._in_use[name] = asked
         return number
 
-    def keep(self, names: frozenset[str]) -> None:
-        """Say which names are in use."""
-        self._in_use.intersection_update(names)
+    def keep(self, names: frozenset[str], asked: int) -> None:
+        """Say which names were in use at the moment of a mark."""
+        self._in_use = {name: last for name, last in self._in_use.items() if name in names or last > asked}
 
     def _find(self, name: str, foreign: Container[int]) -> int | None:
         count = len(self._numbers)

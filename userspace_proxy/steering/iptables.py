@@ -73,6 +73,7 @@ class IptablesSteering(Steering):
 
     async def apply(self, placements: Iterable[Placement]) -> None:
         """Write the rules that are not there yet, and remove those that are too many (see ``Steering``)."""
+        asked = self._assignments.asked
         rules: dict[Family, list[SteeringRule]] = {family: [] for family in self._tools}
         names = []
         for placement in placements:
@@ -82,7 +83,7 @@ class IptablesSteering(Steering):
         async with self._lock:
             self._assignments.save()
             await self._write(rules, read_node_addresses())
-            self._assignments.keep(names)  # not before: until then what has gone has its Listener still
+            self._assignments.keep(names, asked)  # not before: until then what has gone has its Listener still
 
     async def refresh(self) -> None:
         """Follow the addresses of the node, and write again what failed (see ``Steering``)."""

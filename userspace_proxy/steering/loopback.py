@@ -78,8 +78,10 @@ class LoopbackSteering(Steering):
 
     async def apply(self, placements: Iterable[Placement]) -> None:
         """Keep the addresses of the Services among ``placements`` for a restart (see ``Steering``)."""
+        asked = self._assignments.asked
+        names = [str(placement.frontend.service_port.service) for placement in placements]
         await trio.lowlevel.checkpoint()
-        self._assignments.keep(str(placement.frontend.service_port.service) for placement in placements)
+        self._assignments.keep(names, asked)
         self._assignments.save()
 
     async def refresh(self) -> None:

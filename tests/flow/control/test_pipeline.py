@@ -4,12 +4,14 @@ import logging
 
 import pytest
 import trio
+from attrs import evolve
 from builders import endpoint_port, endpoint_slice, plan_settings, service, service_port
 from cli_driver import free_port
 from pipeline_driver import open_flow
 from trio.testing import MockClock
 
 from userspace_proxy.control.pipeline import COALESCE_S, RETRY_S
+from userspace_proxy.model.names import IPAddress
 from userspace_proxy.model.problem import Problem, Severity
 from userspace_proxy.sources.base import ProblemsFound
 
@@ -85,6 +87,7 @@ async def test_pipeline_closes_a_shared_listener_once_no_rule_leads_to_it(autoju
         assert flow.steering.open_at_apply[1] == both, "closed before the rules were gone"
         assert [name.split()[0] for name in flow.sockets()] == ["shop/cart:http"]
         assert flow.backends().keys() == {"shop/cart:http internal"}
+        assert [name for name, _ in flow.engine.counters.services] == ["shop/cart:http"]
         assert [str(placement.frontend) for placement in flow.pipeline.placements()] == ["10.96.0.11:80/TCP"]
 
 
@@ -202,6 +205,68 @@ async def test_pipeline_change_of_endpoints_does_not_wait_for_steering(autojump_
         assert flow.counters.oldest_unapplied_change == flow.wall_s - 7
         flow.steering.held.set()
         await flow.settle()
+        assert flow.counters.oldest_unapplied_change is None
+
+
+@pytest.mark.parametrize("failure", ["", "no lock"])
+async def test_pipeline_steers_only_to_what_is_open_though_steering_is_slow(
+    autojump_clock: MockClock, failure: str
+) -> None:
+    """Rules that were being written until the middle of a reconcile are followed by what that one has opened."""
+    async with open_flow() as flow:
+        await flow.sync(WEB, WEB_1)
+        flow.steering.held = held = trio.Event()
+        await flow.feed(CART, CART_1)
+        await flow.settle()
+        blog = service("shop/blog", cluster_ips=["10.96.0.12"])
+        await flow.feed(blog, endpoint_slice("shop/blog-1", "10.0.3.1", service="shop/blog"))
+        await flow.settle()
+
+        def take_time() -> None:
+            autojump_clock.jump(1)
+            flow.steering.failure = failure
+            held.set()
+
+        flow.steering.on_place = take_time
+        await flow.gather()
+        for number in range(20):
+            name = f"shop/s{number}"
+            own = service(name, cluster_ips=[f"10.96.1.{number}"])
+            await flow.feed(own, endpoint_slice(f"{name}-1", "10.0.4.1", service=name))
+        await trio.sleep(100)
+        assert len(flow.steering.applied) >= 3
+        flow.steering.failure = ""
+        await trio.sleep(RETRY_S)
+        for led_to, is_open in zip(flow.steering.led_to, flow.steering.open_at_apply, strict=True):
+            assert led_to <= is_open
+        assert len(flow.steering.led_to[-1]) == 23
+
+
+async def test_pipeline_change_being_planned_is_not_in_force(autojump_clock: MockClock) -> None:
+    """Rules that come into force meanwhile say nothing about it."""
+    seen: list[float | None] = []
+
+    class SlowAddresses(frozenset[IPAddress]):
+        """Addresses that take time to look through, in which rules come into force."""
+
+        def __contains__(self, address: object) -> bool:
+            autojump_clock.jump(1)
+            if flow.steering.held is not None:
+                flow.steering.held.set()
+                seen.append(flow.counters.oldest_unapplied_change)
+            return False
+
+    async with open_flow() as flow:
+        flow.settings = evolve(flow.settings, local_addresses=SlowAddresses())
+        await flow.sync(WEB, WEB_1)
+        await trio.sleep(RETRY_S)
+        flow.steering.held = trio.Event()
+        await flow.feed(CART)
+        await flow.settle()
+        await flow.feed(CART_1, endpoint_slice("shop/web-1", "10.0.1.2"))
+        await trio.sleep(RETRY_S)
+        assert len(seen) >= 2
+        assert None not in seen
         assert flow.counters.oldest_unapplied_change is None
 
 

@@ -302,22 +302,23 @@ async def test_bug_while_planning_loses_no_change(autojump_clock: MockClock) -> 
 
 async def test_reconcile_cut_short_by_a_bug_is_repaired_though_all_went_back(autojump_clock: MockClock) -> None:
     """What a reconcile did before a bug ended it is undone, also if the objects are as they were before by then."""
-    other = endpoint_slice("shop/web-1", "10.0.1.2")
+    names = [f"shop/s{number}" for number in range(20)]  # whichever of them the reconcile gets to before the bug
+    here = [endpoint_slice(f"{name}-1", "10.0.1.1", service=name) for name in names]
+    there = [endpoint_slice(f"{name}-1", "10.0.1.2", service=name) for name in names]
     async with open_flow(running=False) as flow:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flow.pipeline.run)
-            await flow.sync(WEB, WEB_1, CART, CART_1)
+            services = [service(name, cluster_ips=[f"10.96.1.{number}"]) for number, name in enumerate(names)]
+            await flow.sync(CART, CART_1, *services, *here)
             nursery.cancel_scope.cancel()
-        await flow.feed(other, service("shop/cart", cluster_ips=["10.96.0.12"]))
+        await flow.feed(*there, service("shop/cart", cluster_ips=["10.96.0.12"]))
         await _fail_once(flow, "place")
-        await flow.feed(WEB_1, CART)
+        await flow.feed(*here, CART)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flow.pipeline.run)
             await flow.settle()
             nursery.cancel_scope.cancel()
-        assert flow.backends() == {
-            "shop/web:http internal": ["10.0.1.1:8080"],
-            "shop/cart:http internal": ["10.0.2.1:8080"],
-        }
-        assert {name.split()[0] for name in flow.sockets()} == {"shop/web:http", "shop/cart:http"}
+        wanted = {f"{name}:http internal": ["10.0.1.1:8080"] for name in names}
+        assert flow.backends() == {**wanted, "shop/cart:http internal": ["10.0.2.1:8080"]}
+        assert len(flow.sockets()) == len(names) + 1
         assert failures(flow) == []

@@ -55,13 +55,14 @@ def test_check_of_bad_manifests_says_all_that_is_wrong_errors_first(tmp_path: Pa
 
 
 def test_check_of_warnings_alone_is_no_failure(tmp_path: Path) -> None:
-    """A Service without an EndpointSlice: said with the label that it lacks; exit status 0."""
-    write_manifests(tmp_path / "shop.yaml", [service_object()])
+    """A Service without an EndpointSlice, and one without a Service: said with the label; exit status 0."""
+    write_manifests(tmp_path / "shop.yaml", [service_object(), *slice_objects("shop/other", TEN)])
     status, output = check(tmp_path)
     assert status == 0
     assert "warning: shop.yaml" in output
     assert "kubernetes.io/service-name: web" in output
-    assert output.endswith("1 service, 0 endpoints, 0 errors, 1 warning\n")
+    assert "EndpointSlice shop/other-0: metadata.labels[kubernetes.io/service-name]: names Service shop/other" in output
+    assert output.endswith("1 service, 0 endpoints, 0 errors, 2 warnings\n")
 
 
 def test_check_for_programs_prints_one_document(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ async def test_run_asked_for_its_state_logs_it_and_goes_on(manifests: Path) -> N
         run.signal(signal.SIGUSR1)
         await run.wait_for_log(r"state: backend with 1 open connections, 1 made service=shop/web:http backend=127\.")
         assert "state: 1 services, 1 listeners, 1 connections" in run.log
-        assert re.search(r"task: .*run_engine:\d+ > \S*wait_readable:", run.log), run.log
+        assert re.search(r"(?m)task: .*run_engine:\d+ > \S*wait_readable:\d+$", run.log), run.log
         assert re.search(r"task: .*Pipeline\._reconcile_for_ever:\d+ > (Event\.wait|sleep):", run.log), run.log
         await client.send(b"x")
         assert await client.receive(1) == b"x"

@@ -227,6 +227,21 @@ async def test_listener_at_a_port_in_use_fails_alone_and_opens_once_it_is_free(o
         assert proxy.listeners.open_missing(retry=True) == {}
 
 
+@pytest.mark.parametrize("change", ["removed", "pool empty"])
+async def test_listener_taken_back_before_it_was_opened_is_not_opened(change: str) -> None:
+    """Changes that cancel each other leave nothing to be done."""
+    async with open_proxy() as proxy, open_peers() as peers:
+        proxy.listeners.apply_pool(pool_of(peers.listen(echo).backend))
+        proxy.listeners.apply_listener(spec())
+        if change == "removed":
+            proxy.listeners.remove_listener(spec().key)
+        else:
+            proxy.listeners.apply_pool(pool_of())
+        open_all(proxy)
+        assert refuses()
+        assert proxy.listeners.open_listeners == 0
+
+
 @pytest.mark.parametrize("change", ["removed", "moved", "pool empty"])
 async def test_listener_that_failed_and_is_not_wanted_any_more_is_forgotten(
     change: str, occupied: socket.socket

@@ -70,6 +70,8 @@ async def test_dial_without_descriptors_is_made_later(caplog: pytest.LogCaptureF
     async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         server = peers.listen()
         address = proxy.serve(server.backend)
+        proxy.settle()
+        proxy.settle()  # quiet before: so it accepts one client at its first event, and has not yet tried a second
         clients = [peers.connect_nowait(address) for _ in range(2)]
         with descriptors_left(1):
             await proxy.poll_until(lambda: proxy.listeners.open_relays)

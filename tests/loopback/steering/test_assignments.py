@@ -94,7 +94,7 @@ def test_foreign_socket_is_noticed_at_the_next_round(make_config: MakeConfig) ->
         port = foreign.getsockname()[1]
         assignments = Assignments(make_config(proxy_port_range=range(port, port + 1)))
         assert assignments.proxy_port(WEB) == port
-        assignments.keep([])
+        assignments.keep([], assignments.asked)
         foreign.listen()
         with pytest.raises(SteeringError, match="widen --proxy-port-range"):
             assignments.proxy_port(WEB)
@@ -108,20 +108,32 @@ def test_own_socket_does_not_count_as_foreign(make_config: MakeConfig) -> None:
         assignments = Assignments(make_config(proxy_port_range=range(port, port + 1)))
         assert assignments.proxy_port(WEB) == port
         listener.listen()
-        assignments.keep([WEB])
+        assignments.keep([WEB], assignments.asked)
         assert assignments.proxy_port(WEB) == port
+
+
+def test_name_that_is_asked_for_after_the_moment_of_a_list_stays_in_use(make_config: MakeConfig) -> None:
+    """A list that was made before it came says nothing about it, also if it was not new then."""
+    assignments = Assignments(make_config(proxy_port_range=range(20000, 20003)))
+    old, back = assignments.proxy_port("old"), assignments.proxy_port("back")
+    moment = assignments.asked
+    new = assignments.proxy_port("new")
+    assert assignments.proxy_port("back") == back
+    assignments.keep([], moment)
+    assert assignments.proxy_port("next") == old
+    assert (assignments.proxy_port("new"), assignments.proxy_port("back")) == (new, back)
 
 
 def test_vanished_name_keeps_what_it_has_until_the_space_is_needed(make_config: MakeConfig) -> None:
     """A Service that comes back finds its port, unless another one could not have had any."""
     assignments = Assignments(make_config(proxy_port_range=range(20000, 20002)))
     had = {name: assignments.proxy_port(name) for name in ("stays", "goes")}
-    assignments.keep(["stays"])
+    assignments.keep(["stays"], assignments.asked)
     assert assignments.proxy_port("goes") == had["goes"]
 
     with pytest.raises(SteeringError, match="no proxy port is left for new: all of 20000-20001 are taken"):
         assignments.proxy_port("new")
-    assignments.keep(["stays"])
+    assignments.keep(["stays"], assignments.asked)
     assert assignments.proxy_port("new") == had["goes"]
     assert assignments.proxy_port("stays") == had["stays"]
 

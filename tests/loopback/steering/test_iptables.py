@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+import trio.testing
 from builders import frontend, node_port_frontend
 from loopback.steering.fake_commands import FakeCommands
 
@@ -100,6 +101,26 @@ def test_proxy_port_of_a_service_that_is_gone_can_be_taken(commands: FakeCommand
         await steering.apply([])
         (placed,) = steering.place([frontend("10.96.0.11:80", "shop/api")])
         assert placed.listener.port == 20000
+
+    commands.add(*IPV4)
+    trio.run(run)
+
+
+@pytest.mark.slow
+def test_proxy_port_given_while_rules_are_written_stays_given(commands: FakeCommands, make_config: MakeConfig) -> None:
+    """A Service that appears meanwhile is not among those being steered, and is in use all the same."""
+    config = make_config(proxy_port_range=range(20000, 20002))
+
+    async def run() -> None:
+        steering = await open_iptables(Assignments(config))
+        commands.add(IPV4[1], takes_s=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(steering.apply, steering.place([WEB]))
+            await trio.testing.wait_all_tasks_blocked()
+            (placed,) = steering.place([frontend("10.96.0.11:80", "shop/api")])
+        with pytest.raises(SteeringError, match="widen --proxy-port-range"):
+            steering.place([frontend("10.96.0.12:80", "shop/cart")])
+        assert steering.place([frontend("10.96.0.11:80", "shop/api")]) == (placed,)
 
     commands.add(*IPV4)
     trio.run(run)

@@ -1,4 +1,4 @@
-"""The control process when a part of it has a bug: it is logged and counted, ends nothing else, and is tried again."""
+"""The control process on a scripted source: what a bug or a failure in one part does to the others."""
 
 import gc
 import os
@@ -26,7 +26,8 @@ from userspace_proxy.steering.loopback import LoopbackSteering
 WEB = service("shop/web")
 WEB_1 = endpoint_slice("shop/web-1", "10.0.1.1")
 LIST: tuple[WatchEvent, ...] = (Applied(WEB), Applied(WEB_1), Synced())
-Step = WatchEvent | Exception
+Step = WatchEvent | Exception | float
+"""What a source does next: send, fail, or rest for some seconds."""
 
 
 class ScriptedSource:
@@ -37,20 +38,26 @@ class ScriptedSource:
         self.started_at: list[float] = []
         self.send: trio.MemorySendChannel[WatchEvent] | None = None
         """Of the last start."""
+        self.reload_requested: trio.MemoryReceiveChannel[None] | None = None
+        """Of the last start."""
 
     async def __call__(
         self,
         paths: Sequence[Path],  # noqa: ARG002 - the interface's
         send: trio.MemorySendChannel[WatchEvent],
-        reload_requested: trio.MemoryReceiveChannel[None],  # noqa: ARG002 - the interface's
+        reload_requested: trio.MemoryReceiveChannel[None],
     ) -> None:
         """Follow the next script."""
         self.started_at.append(trio.current_time())
         self.send = send
+        self.reload_requested = reload_requested
         for step in next(self._scripts):
             if isinstance(step, Exception):
                 raise step
-            await send.send(step)
+            if isinstance(step, float):
+                await trio.sleep(step)
+            else:
+                await send.send(step)
         await trio.sleep_forever()
 
 
@@ -58,8 +65,10 @@ class ScriptedSource:
 def undone() -> Iterator[None]:
     """Undo what a run does to its process."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    thresholds = gc.get_threshold()
     yield
     gc.unfreeze()
+    gc.set_threshold(*thresholds)
     resource.setrlimit(resource.RLIMIT_NOFILE, limit)
 
 
@@ -122,7 +131,7 @@ async def test_bug_in_the_source_later_leaves_what_is_served(
     autojump_clock: MockClock, run_with: Callable[..., Awaitable[None]], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The last good state stays in force, and the second list is no change."""
-    source = ScriptedSource([*LIST, RuntimeError("a bug")], LIST)
+    source = ScriptedSource([*LIST, 1.0, RuntimeError("a bug")], LIST)
     async with running(run_with, source) as run:
         assert run.listeners.open_listeners == 1
         await trio.sleep(2 * RESTART_S)
@@ -131,8 +140,48 @@ async def test_bug_in_the_source_later_leaves_what_is_served(
         assert bugs(caplog) == ["source"]
 
 
+async def test_source_that_starts_again_says_what_is_all(
+    autojump_clock: MockClock, run_with: Callable[..., Awaitable[None]]
+) -> None:
+    """What was deleted while it was down is served no more."""
+    source = ScriptedSource([*LIST, 1.0, RuntimeError("a bug")], [Synced()])
+    async with running(run_with, source) as run:
+        await trio.sleep(2 * RESTART_S)
+        assert run.listeners.open_listeners == 0
+        assert not run.pipeline.desired.services
+
+
+async def test_known_failure_of_a_source_that_starts_again_leaves_what_is_served(
+    autojump_clock: MockClock, run_with: Callable[..., Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A path that is gone by then is said, and tried again; nobody loses a Service by it."""
+    source = ScriptedSource([*LIST, 1.0, RuntimeError("a bug")], [ConfigError("no such path")], LIST)
+    async with running(run_with, source) as run:
+        await trio.sleep(3 * RESTART_S)
+        assert source.started_at == [0, 1 + RESTART_S, 1 + 2 * RESTART_S]
+        assert run.listeners.open_listeners == 1
+        assert bugs(caplog) == ["source"]
+        assert "no such path" in [record.getMessage() for record in caplog.records]
+
+
+async def test_sighup_has_the_source_read_all_again(
+    autojump_clock: MockClock, run_with: Callable[..., Awaitable[None]]
+) -> None:
+    """Once however often it was asked for while the source was busy, and again the next time."""
+    source = ScriptedSource(LIST)
+    async with running(run_with, source):
+        assert source.reload_requested is not None
+        for _ in range(2):
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGHUP)
+                await trio.sleep(1)
+            await source.reload_requested.receive()
+            with pytest.raises(trio.WouldBlock):
+                source.reload_requested.receive_nowait()
+
+
 @pytest.mark.parametrize("error", [ConfigError("no such path"), SteeringError("no lock")])
-async def test_known_failure_of_the_source_ends_the_run(
+async def test_known_failure_of_the_source_at_the_start_ends_the_run(
     autojump_clock: MockClock,
     run_with: Callable[..., Awaitable[None]],
     caplog: pytest.LogCaptureFixture,
