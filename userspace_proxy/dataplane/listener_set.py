@@ -124,7 +124,7 @@ class ListenerSet:
     def close_listeners(self) -> None:
         """Accept no more: close every listener; open connections go on."""
         for key in list(self._specs):
-            self.remove_listener(key)
+            self._close(key)
 
     def abort_relays(self) -> None:
         """Reset every connection."""

@@ -56,8 +56,9 @@ def build_rows(backends: Iterable[BackendProcess], members: Iterable[Member]) ->
 
 async def run_table(look: Callable[[], list[Row]]) -> None:
     """Show rows on stdout, again whenever they have changed, until cancelled or the terminal is gone."""
+    terminal = sys.stdout  # while the table is live, rich has another stream in its place
     console = Console(highlight=False)
-    if not sys.stdout.isatty() or console.is_dumb_terminal:
+    if not terminal.isatty() or console.is_dumb_terminal:
         await _show_changes(look, _print_line, _LOOK_WITHOUT_TERMINAL_S)
         return
     with Live(console=console, auto_refresh=False, redirect_stderr=sys.stderr.isatty()) as live, _log_above_table():
@@ -68,7 +69,7 @@ async def run_table(look: Callable[[], list[Row]]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_show_changes, look, show, _LOOK_S)
             # SIGHUP would say so too, but it is taken: it makes the proxy read its manifests again
-            while sys.stdout.isatty():  # noqa: ASYNC110 - a terminal tells nobody
+            while terminal.isatty():  # noqa: ASYNC110 - a terminal tells nobody
                 await trio.sleep(_LOOK_S)
             nursery.cancel_scope.cancel()
 
