@@ -107,18 +107,18 @@ class ListenerSet:
         """
         outcomes: dict[ListenerKey, ListenError | None] = {}
         for key in [*self._missing, *(self._failed if retry else ())]:
-            self._missing.pop(key, None)
             try:
                 names_holder = key not in self._failed and len(outcomes) < MAX_HOLDERS_NAMED
                 sock = open_listening_socket(self._specs[key], self._limits, names_holder=names_holder)
+                self._start(key, sock)
             except ListenError as error:
                 self._failed[key] = None
                 outcomes[key] = error
-                continue
-            if key in self._failed:
-                del self._failed[key]
-                outcomes[key] = None
-            self._start(key, sock)
+            else:
+                if key in self._failed:
+                    del self._failed[key]
+                    outcomes[key] = None
+            self._missing.pop(key, None)  # not before: after a bug it is still to be done
         return outcomes
 
     def close_listeners(self) -> None:
@@ -147,15 +147,21 @@ class ListenerSet:
 
     def _start(self, key: ListenerKey, sock: socket.socket) -> None:
         name = key.pool.service_port
-        self._open[key] = TcpListener(
-            engine=self._engine,
-            spec=self._specs[key],
-            sock=sock,
-            pool=self._pools[key.pool],
-            limits=self._limits,
-            counters=self._engine.counters.services[str(name), name.protocol],
-            relays=self._relays,
-        )
+        try:
+            self._open[key] = TcpListener(
+                engine=self._engine,
+                spec=self._specs[key],
+                sock=sock,
+                pool=self._pools[key.pool],
+                limits=self._limits,
+                counters=self._engine.counters.services[str(name), name.protocol],
+                relays=self._relays,
+            )
+        except OSError as error:  # epoll_ctl(2)
+            sock.close()
+            raise ListenError(
+                f"cannot watch the listener of {name}: {error.strerror}; raise fs.epoll.max_user_watches"
+            ) from error
 
     def _suit(self, key: ListenerKey) -> None:
         """Close a listener whose Pool is empty; note one that has to be opened."""

@@ -145,6 +145,22 @@ async def test_accept_that_cannot_be_watched_resets_the_client_and_pauses() -> N
         proxy.assert_nothing_left()
 
 
+async def test_listener_that_cannot_be_watched_fails_alone_and_opens_once_there_is_room() -> None:
+    """No room in epoll for a listener is a failure like a port in use: told, no socket left, tried again."""
+    async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
+        epoll = fill_epoll(proxy, room=0)
+        spec = ListenerSpec(ListenerKey(pool_key(WEB), None), IPv4Address("127.0.0.1"), 0)
+        proxy.listeners.apply_pool(pool(str(peers.listen(echo).backend)))
+        proxy.listeners.apply_listener(spec)
+        outcomes = proxy.listeners.open_missing(retry=False)
+        assert list(outcomes) == [spec.key]
+        assert "fs.epoll.max_user_watches" in str(outcomes[spec.key])
+        assert proxy.listeners.open_listeners == 0
+        epoll.room = 100
+        assert proxy.listeners.open_missing(retry=True) == {spec.key: None}
+        assert proxy.listeners.open_listeners == 1
+
+
 async def test_dial_that_cannot_be_watched_goes_on_or_resets_the_client() -> None:
     """A dial without room in epoll has failed for want of it, and is dropped."""
     async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
