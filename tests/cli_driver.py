@@ -156,6 +156,8 @@ async def dial(peers: Peers, address: tuple[str, int]) -> str:
         client = await peers.connect(address)
     except ConnectionRefusedError:
         return "refused"
+    except ConnectionError:  # the listener went while the handshake was under way or just done
+        return End.RST.value
     try:
         return (await client.receive_some(1)).decode() or End.FIN.value
     except ConnectionError:
