@@ -3,15 +3,28 @@
 Names are written as they print: ``shop/web`` for an object, ``shop/web:http`` for a ServicePort of it.
 """
 
-from collections.abc import Iterable
-from ipaddress import ip_address
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address, ip_network
 
 from attrs import evolve
 
 from userspace_proxy.model.endpoint import Endpoint, EndpointPort, EndpointSlice
 from userspace_proxy.model.names import Family, IPAddress, NamespacedName, Protocol, ServicePortName, family_of
-from userspace_proxy.model.service_port import Balance, Service, ServicePort
-from userspace_proxy.plan.state import Backend, Frontend, FrontendKind, PlanSettings, PolicyClass, Pool, PoolKey
+from userspace_proxy.model.service_port import Balance, Service, ServicePort, TrafficPolicy
+from userspace_proxy.plan.state import (
+    Backend,
+    EndpointScope,
+    Frontend,
+    FrontendKind,
+    ListenerKey,
+    PlanSettings,
+    PolicyClass,
+    Pool,
+    PoolKey,
+    Route,
+    SourceAddresses,
+    Target,
+)
 
 
 def named(text: str = "shop/web") -> NamespacedName:
@@ -43,11 +56,30 @@ def service(
     cluster_ips: Iterable[str] = ("10.96.0.10",),
     balance: Balance | None = None,
     origin: str = "",
+    external_ips: Iterable[str] = (),
+    load_balancer_ips: Iterable[str] = (),
+    source_ranges: Iterable[str] = (),
+    internal_policy: TrafficPolicy = TrafficPolicy.CLUSTER,
+    external_policy: TrafficPolicy = TrafficPolicy.CLUSTER,
+    affinity_timeout_s: int | None = None,
+    health_check_node_port: int | None = None,
 ) -> Service:
     """Return a Service, with the one port ``http`` 80/TCP if none is given."""
     owner = named(name)
-    owned = tuple(evolve(one, name=evolve(one.name, service=owner)) for one in ports or (service_port(),))
-    return Service(owner, tuple(ip_address(one) for one in cluster_ips), owned, balance, origin)
+    return Service(
+        owner,
+        tuple(ip_address(one) for one in cluster_ips),
+        tuple(evolve(one, name=evolve(one.name, service=owner)) for one in ports or (service_port(),)),
+        balance,
+        origin,
+        external_ips=tuple(ip_address(one) for one in external_ips),
+        load_balancer_ips=tuple(ip_address(one) for one in load_balancer_ips),
+        source_ranges=tuple(ip_network(one) for one in source_ranges),
+        internal_policy=internal_policy,
+        external_policy=external_policy,
+        affinity_timeout_s=affinity_timeout_s,
+        health_check_node_port=health_check_node_port,
+    )
 
 
 def endpoint(
@@ -57,9 +89,13 @@ def endpoint(
     serving: bool = True,
     terminating: bool = False,
     node_name: str | None = None,
+    hinted_zones: Iterable[str] = (),
+    hinted_nodes: Iterable[str] = (),
 ) -> Endpoint:
     """Return an Endpoint, a ready one."""
-    return Endpoint(ip_address(address), ready, serving, terminating, node_name)
+    return Endpoint(
+        ip_address(address), ready, serving, terminating, node_name, tuple(hinted_zones), tuple(hinted_nodes)
+    )
 
 
 def endpoint_port(name: str = "http", port: int = 8080, protocol: Protocol = Protocol.TCP) -> EndpointPort:
@@ -86,37 +122,79 @@ def backend(text: str = "10.0.1.1:8080") -> Backend:
     return Backend(ip_address(host.strip("[]")), int(port))
 
 
-def frontend(text: str = "10.96.0.10:80", service_port: str = "shop/web:http") -> Frontend:
-    """Return the TCP Frontend of a cluster address and port."""
+def frontend(
+    text: str = "10.96.0.10:80", service_port: str = "shop/web:http", kind: FrontendKind = FrontendKind.CLUSTER_IP
+) -> Frontend:
+    """Return the TCP Frontend of an address and port."""
     at = backend(text)
-    return Frontend(
-        FrontendKind.CLUSTER_IP, service_port_name(service_port), family_of(at.address), at.address, at.port
-    )
+    return Frontend(kind, service_port_name(service_port), family_of(at.address), at.address, at.port)
 
 
 def node_port_frontend(
     port: int = 30080, service_port: str = "shop/web:http", family: Family = Family.IPV4
 ) -> Frontend:
-    """Return the TCP Frontend of a NodePort."""
+    """Return the TCP Frontend of a NodePort at all addresses."""
     return Frontend(FrontendKind.NODE_PORT, service_port_name(service_port), family, None, port)
 
 
 def pool_key(
     service_port: str = "shop/web:http",
-    policy: PolicyClass = PolicyClass.INTERNAL,
+    scope: EndpointScope = EndpointScope.CLUSTER,
     family: Family = Family.IPV4,
 ) -> PoolKey:
     """Return the key of a TCP Pool."""
-    return PoolKey(service_port_name(service_port), policy, family)
+    return PoolKey(service_port_name(service_port), scope, family)
 
 
-def pool(*backends: str, key: PoolKey | None = None, balance: Balance = Balance.ROUND_ROBIN) -> Pool:
+def route(target: Target | None = None, *, source_ranges: Iterable[str] = ()) -> Route:
+    """Return the Route that leads all clients to the same target, the Pool of ``pool_key()`` if none is given."""
+    target = pool_key() if target is None else target
+    return Route(target, target, target, tuple(ip_network(one) for one in source_ranges))
+
+
+def listener_key(
+    service_port: str = "shop/web:http",
+    policy: PolicyClass = PolicyClass.INTERNAL,
+    family: Family = Family.IPV4,
+    frontend: Frontend | None = None,
+) -> ListenerKey:
+    """Return the key of a TCP Listener, a shared one."""
+    return ListenerKey(service_port_name(service_port), policy, family, frontend)
+
+
+def pool(
+    *backends: str,
+    key: PoolKey | None = None,
+    balance: Balance = Balance.ROUND_ROBIN,
+    affinity_timeout_s: int | None = None,
+) -> Pool:
     """Return a Pool of the Backends given as texts, in that order."""
-    return Pool(key or pool_key(), tuple(backend(one) for one in backends), balance)
+    return Pool(key or pool_key(), tuple(backend(one) for one in backends), balance, affinity_timeout_s)
 
 
 def plan_settings(
-    *, default_balance: Balance = Balance.ROUND_ROBIN, local_addresses: Iterable[str | IPAddress] = ()
+    *,
+    default_balance: Balance = Balance.ROUND_ROBIN,
+    local_addresses: Iterable[str | IPAddress] = (),
+    pod_networks: Iterable[str] = (),
+    node_name: str = "",
+    zone: str = "",
+    node_addresses: Iterable[str] = (),
+    node_port_addresses: Mapping[Family, Iterable[str]] | None = None,
+    serves_external_ips: bool = True,
 ) -> PlanSettings:
     """Return PlanSettings of a node with the given addresses."""
-    return PlanSettings(default_balance, frozenset(ip_address(one) for one in local_addresses))
+    return PlanSettings(
+        default_balance,
+        SourceAddresses(
+            tuple(ip_network(one) for one in pod_networks), frozenset(ip_address(one) for one in local_addresses)
+        ),
+        node_name,
+        zone,
+        {family_of(one): one for one in map(ip_address, node_addresses)},
+        {
+            family: tuple(ip_address(one) for one in addresses)
+            for family, addresses in (node_port_addresses or {}).items()
+        },
+        serves_external_ips,
+    )

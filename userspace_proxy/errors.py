@@ -49,6 +49,20 @@ class ManifestError(UserspaceProxyError):
         """Counted from 1; 0: not known."""
 
 
+class ApiError(UserspaceProxyError):
+    """A request to the API server failed; raised by ``sources.api_http`` and ``sources.api_messages``.
+
+    A watch tries again after a while, and what is served stays; a single request ends with the sentence.
+    """
+
+    def __init__(self, text: str, reason: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.reason = reason
+        """What kind of failure it is, one of a few fixed words: for metrics and for ``except``."""
+        self.retry_after_s = retry_after_s
+        """Seconds for which the server asked to be left alone."""
+
+
 class DemoError(UserspaceProxyError):
     """The demonstration cannot go on, for a reason outside of it; raised by ``demo``.
 

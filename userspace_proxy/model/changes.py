@@ -26,7 +26,8 @@ class Changes:
     _slices_by_service: dict[NamespacedName, dict[NamespacedName, EndpointSlice]] = field(factory=dict, init=False)
     """Never holds an empty value."""
     _unowned: set[NamespacedName] = field(factory=set, init=False)
-    """Names of Services that EndpointSlices name and that are not there."""
+    """Names of Services that EndpointSlices written by hand name and that are not there. In a cluster there may be
+    thousands of others, which nobody wants to hear of."""
     _dirty: set[NamespacedName] = field(factory=set, init=False)
 
     @property
@@ -38,6 +39,11 @@ class Changes:
         """Return the EndpointSlices that name a Service, sorted by their names."""
         return tuple(sorted(self._slices_by_service.get(service, {}).values(), key=_by_name))
 
+    def owner_of(self, slice_name: NamespacedName) -> NamespacedName | None:
+        """Return the Service that an EndpointSlice names, None if there is no such EndpointSlice."""
+        found = self._slices.get(slice_name)
+        return None if found is None else found.service
+
     def names(self) -> Iterator[tuple[type[Service] | type[EndpointSlice], NamespacedName]]:
         """Yield the type and name of every object."""
         for name in self._services:
@@ -46,24 +52,32 @@ class Changes:
             yield EndpointSlice, name
 
     def unowned_slices(self) -> Iterator[EndpointSlice]:
-        """Yield the EndpointSlices that name a Service which is not there, by Service, then by their own names."""
+        """Yield the EndpointSlices with an origin that name a Service which is not there, by Service, then by name."""
         for service in sorted(self._unowned):
-            yield from self.slices_of(service)
+            yield from (one for one in self.slices_of(service) if one.origin)
 
-    def apply(self, obj: Service | EndpointSlice) -> None:
-        """Take in an object that is new or has changed; one equal to what is there changes nothing."""
+    def apply(self, obj: Service | EndpointSlice) -> bool:
+        """Take in an object that is new or has changed.
+
+        Returns:
+            False if it equals the one that is there, which then stays; ``triggered_at_s`` is no part of the value.
+        """
         if isinstance(obj, EndpointSlice):
-            self._apply_slice(obj)
-        elif self._services.get(obj.name) != obj:
-            self._services[obj.name] = obj
-            self._touch(obj.name)
+            return self._apply_slice(obj)
+        if self._services.get(obj.name) == obj:
+            return False
+        self._services[obj.name] = obj
+        self._touch(obj.name)
+        return True
 
-    def remove(self, type_: type[Service] | type[EndpointSlice], name: NamespacedName) -> None:
-        """Forget an object; one that is not there changes nothing."""
+    def remove(self, type_: type[Service] | type[EndpointSlice], name: NamespacedName) -> bool:
+        """Forget an object; return False if it was not there."""
         if type_ is EndpointSlice:
-            self._remove_slice(name)
-        elif self._services.pop(name, None) is not None:
-            self._touch(name)
+            return self._remove_slice(name)
+        if self._services.pop(name, None) is None:
+            return False
+        self._touch(name)
+        return True
 
     def checkout(self) -> frozenset[NamespacedName]:
         """Return the Services whose plan may differ since the last call, those that are gone included."""
@@ -71,30 +85,33 @@ class Changes:
         self._dirty.clear()
         return dirty
 
-    def _apply_slice(self, new: EndpointSlice) -> None:
+    def _apply_slice(self, new: EndpointSlice) -> bool:
         old = self._slices.get(new.name)
         if old == new:
-            return
+            return False
         if old is not None:
             # it may have named another Service: what it gave to that one goes with it
             self._remove_slice(old.name)
         self._slices[new.name] = new
         self._slices_by_service.setdefault(new.service, {})[new.name] = new
         self._touch(new.service)
+        return True
 
-    def _remove_slice(self, name: NamespacedName) -> None:
+    def _remove_slice(self, name: NamespacedName) -> bool:
         old = self._slices.pop(name, None)
         if old is None:
-            return
+            return False
         siblings = self._slices_by_service[old.service]
         del siblings[name]
         if not siblings:
             del self._slices_by_service[old.service]
         self._touch(old.service)
+        return True
 
     def _touch(self, service: NamespacedName) -> None:
         self._dirty.add(service)
-        if service in self._slices_by_service and service not in self._services:
+        slices = self._slices_by_service.get(service, {}).values()
+        if service not in self._services and any(one.origin for one in slices):
             self._unowned.add(service)
         else:
             self._unowned.discard(service)

@@ -1,6 +1,6 @@
 """EndpointSlice and Endpoint: who can answer for a Service."""
 
-from attrs import frozen
+from attrs import field, frozen
 
 from userspace_proxy.model.names import Family, IPAddress, NamespacedName, Protocol
 
@@ -15,6 +15,10 @@ class Endpoint:
     terminating: bool
     node_name: str | None
     """The node it runs on, None when not said."""
+    hinted_zones: tuple[str, ...] = ()
+    """The zones that should use it (``hints.forZones``)."""
+    hinted_nodes: tuple[str, ...] = ()
+    """The nodes that should use it (``hints.forNodes``)."""
 
 
 @frozen
@@ -38,3 +42,6 @@ class EndpointSlice:
     endpoints: tuple[Endpoint, ...]
     origin: str
     """Where the object was read (see ``Problem.origin``)."""
+    triggered_at_s: float | None = field(default=None, eq=False)
+    """When the change happened that led to this value, in seconds since the epoch, as the controller that wrote it
+    says (annotation ``endpoints.kubernetes.io/last-change-trigger-time``); no part of the value."""

@@ -1,10 +1,10 @@
-"""Which Endpoints a ServicePort has, and which of them are usable, from all EndpointSlices of its Service.
+"""Which Endpoints a ServicePort has, from all EndpointSlices of its Service.
 
-The rules are kube-proxy's (``pkg/proxy/endpointslicecache.go``, ``pkg/proxy/topology.go``). Decides nothing about
-nodes or policies: that is the plan's. Entry points: ``merge_endpoints``, then ``select_usable``.
+The rules are kube-proxy's (``pkg/proxy/endpointslicecache.go``). Decides nothing about which of them are usable: that
+is ``model.topology``'s. Entry point: ``merge_endpoints``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from attrs import frozen
 
@@ -47,13 +47,3 @@ def merge_endpoints(
                 if key not in merged or not endpoint.terminating:
                     merged[key] = MergedEndpoint(endpoint, port.port)
     return tuple(merged[key] for key in sorted(merged))
-
-
-def select_usable(merged: Sequence[MergedEndpoint]) -> tuple[MergedEndpoint, ...]:
-    """Return the ready ones; if there are none, those that still serve while they terminate; order is kept.
-
-    ``ready`` alone decides the first set: a Service that publishes addresses which are not ready has Endpoints that are
-    ready and terminating at once.
-    """
-    ready = tuple(one for one in merged if one.endpoint.ready)
-    return ready or tuple(one for one in merged if one.endpoint.serving and one.endpoint.terminating)

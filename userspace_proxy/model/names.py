@@ -1,11 +1,12 @@
 """Names and small vocabularies that everything else is keyed by. Imports nothing of the package."""
 
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from attrs import frozen
 
 IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
 
 
 class Protocol(StrEnum):
@@ -23,8 +24,8 @@ class Family(StrEnum):
     IPV6 = "IPv6"
 
 
-def family_of(address: IPAddress) -> Family:
-    """Return the family of an address."""
+def family_of(address: IPAddress | IPNetwork) -> Family:
+    """Return the family of an address or a network."""
     return Family.IPV4 if address.version == 4 else Family.IPV6  # noqa: PLR2004
 
 

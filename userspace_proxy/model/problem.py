@@ -32,6 +32,8 @@ class Problem:
     """What is wrong and what to do, without a full stop."""
     origin: str = ""
     """Where the object was read, as ``shop.yaml, document 2, line 14``; ``""`` where the API server is the origin."""
+    event_reason: str = ""
+    """Under which reason (a CamelCase word) it is told as an Event of the object; ``""``: it is not."""
 
     def __str__(self) -> str:
         """Return ``origin: subject: field: text``, without the parts that are empty."""

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from attrs import frozen
 
-from userspace_proxy.model.names import IPAddress, NamespacedName, ServicePortName
+from userspace_proxy.model.names import IPAddress, IPNetwork, NamespacedName, ServicePortName
 
 
 class Balance(StrEnum):
@@ -14,6 +14,15 @@ class Balance(StrEnum):
     """Each Backend in turn."""
     LEAST_CONNECTIONS = "least-connections"
     """Of two Backends drawn at random, the one with fewer open connections."""
+
+
+class TrafficPolicy(StrEnum):
+    """Which Endpoints a class of traffic may reach (internalTrafficPolicy, externalTrafficPolicy)."""
+
+    CLUSTER = "Cluster"
+    """All of the cluster."""
+    LOCAL = "Local"
+    """Those on this node."""
 
 
 @frozen
@@ -39,3 +48,18 @@ class Service:
     """What the annotation asks for; None leaves it to the default."""
     origin: str
     """Where the object was read (see ``Problem.origin``)."""
+    external_ips: tuple[IPAddress, ...] = ()
+    """Of the families the Service has (``spec.externalIPs``)."""
+    load_balancer_ips: tuple[IPAddress, ...] = ()
+    """Those that the proxy is to capture: ipMode VIP, of the families the Service has."""
+    source_ranges: tuple[IPNetwork, ...] = ()
+    """Who may dial ``load_balancer_ips`` (``spec.loadBalancerSourceRanges``); without one of a family: everybody."""
+    internal_policy: TrafficPolicy = TrafficPolicy.CLUSTER
+    """For cluster addresses."""
+    external_policy: TrafficPolicy = TrafficPolicy.CLUSTER
+    """For NodePorts, external and load balancer addresses; CLUSTER where the type of the Service knows none."""
+    affinity_timeout_s: int | None = None
+    """Seconds for which a client comes back to the same Endpoint (sessionAffinity ClientIP); None: no affinity."""
+    health_check_node_port: int | None = None
+    """Where load balancers ask whether this node has Endpoints, 1-65535; only with type LoadBalancer and
+    externalTrafficPolicy Local."""

@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 import pytest
+from attrs import evolve
 from builders import endpoint_slice, named, service
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,9 +26,9 @@ def _changes(*objects: Service | EndpointSlice) -> Changes:
 def test_changes_new_objects_dirty_their_services_once() -> None:
     """A Service and the EndpointSlices that name it are one dirty Service, until the checkout."""
     changes = Changes()
-    changes.apply(service("shop/web"))
-    changes.apply(endpoint_slice("shop/web-1"))
-    changes.apply(endpoint_slice("shop/db-1", service="shop/db"))
+    assert changes.apply(service("shop/web"))
+    assert changes.apply(endpoint_slice("shop/web-1"))
+    assert changes.apply(endpoint_slice("shop/db-1", service="shop/db"))
     assert changes.checkout() == {named("shop/web"), named("shop/db")}
     assert changes.checkout() == frozenset()
 
@@ -35,26 +36,34 @@ def test_changes_new_objects_dirty_their_services_once() -> None:
 def test_changes_equal_object_changes_nothing() -> None:
     """A relist that brings what is there already plans nothing anew."""
     changes = _changes(service(), endpoint_slice())
-    changes.apply(service())
-    changes.apply(endpoint_slice())
+    assert not changes.apply(service())
+    assert not changes.apply(endpoint_slice())
     assert changes.checkout() == frozenset()
+
+
+def test_changes_slice_that_differs_in_its_trigger_time_alone_changes_nothing() -> None:
+    """A controller may write the annotation anew though the endpoints are the same."""
+    changes = _changes(service(), evolve(endpoint_slice(), triggered_at_s=1.0))
+    assert not changes.apply(evolve(endpoint_slice(), triggered_at_s=2.0))
+    assert changes.checkout() == frozenset()
+    assert [one.triggered_at_s for one in changes.slices_of(named("shop/web"))] == [1.0]
 
 
 def test_changes_changed_object_replaces_the_old_one() -> None:
     """The last object of a name is the one there is."""
     changes = _changes(service(), endpoint_slice("shop/web-1", "10.0.1.1"))
-    changes.apply(service(cluster_ips=["10.96.0.11"]))
+    assert changes.apply(service(cluster_ips=["10.96.0.11"]))
     assert changes.checkout() == {named("shop/web")}
-    changes.apply(endpoint_slice("shop/web-1", "10.0.1.2"))
+    assert changes.apply(endpoint_slice("shop/web-1", "10.0.1.2"))
     assert changes.checkout() == {named("shop/web")}
     assert changes.services == {named("shop/web"): service(cluster_ips=["10.96.0.11"])}
     assert changes.slices_of(named("shop/web")) == (endpoint_slice("shop/web-1", "10.0.1.2"),)
 
 
-def test_changes_slice_that_moves_dirties_both_services() -> None:
+def test_b_14_slice_that_moves_dirties_both_services() -> None:
     """A changed label takes the endpoints from one Service and gives them to the other."""
     changes = _changes(service("shop/web"), service("shop/db"), endpoint_slice("shop/x", service="shop/web"))
-    changes.apply(endpoint_slice("shop/x", service="shop/db"))
+    assert changes.apply(endpoint_slice("shop/x", service="shop/db"))
     assert changes.checkout() == {named("shop/web"), named("shop/db")}
     assert changes.slices_of(named("shop/web")) == ()
     assert changes.slices_of(named("shop/db")) == (endpoint_slice("shop/x", service="shop/db"),)
@@ -63,10 +72,10 @@ def test_changes_slice_that_moves_dirties_both_services() -> None:
 def test_changes_removed_objects_are_gone() -> None:
     """What is removed dirties its Service and leaves its siblings."""
     changes = _changes(service(), endpoint_slice("shop/web-1"), endpoint_slice("shop/web-2"))
-    changes.remove(EndpointSlice, named("shop/web-1"))
+    assert changes.remove(EndpointSlice, named("shop/web-1"))
     assert changes.checkout() == {named("shop/web")}
     assert changes.slices_of(named("shop/web")) == (endpoint_slice("shop/web-2"),)
-    changes.remove(Service, named("shop/web"))
+    assert changes.remove(Service, named("shop/web"))
     assert changes.checkout() == {named("shop/web")}
     assert changes.services == {}
 
@@ -75,7 +84,7 @@ def test_changes_removed_objects_are_gone() -> None:
 def test_changes_removing_what_is_not_there_changes_nothing(type_: type[Service] | type[EndpointSlice]) -> None:
     """A second removal, or one of an object that was never served, is harmless."""
     changes = _changes(service("shop/web"), endpoint_slice("shop/web-1"))
-    changes.remove(type_, named("shop/other"))
+    assert not changes.remove(type_, named("shop/other"))
     assert changes.checkout() == frozenset()
 
 
@@ -90,7 +99,7 @@ def test_changes_objects_that_came_and_went_leave_nothing_behind() -> None:
     """Names that never come back cost no memory, whichever of Service and EndpointSlice goes first."""
     changes = _changes(service("shop/a"), service("shop/b"))
     for i, owner in enumerate(["shop/a", "shop/b", "shop/none"]):
-        changes.apply(endpoint_slice(f"shop/s{i}", service=owner))
+        changes.apply(endpoint_slice(f"shop/s{i}", service=owner, origin="shop.yaml"))
     changes.apply(endpoint_slice("shop/s2", service="shop/b"))
     changes.remove(Service, named("shop/a"))
     for i in range(3):
@@ -113,10 +122,11 @@ _EVENTS = st.one_of(
         lambda name, ip: service(str(name), cluster_ips=[ip]), _NAMES, st.sampled_from(["10.96.0.1", "10.96.0.2"])
     ),
     st.builds(
-        lambda i, owner, ip: endpoint_slice(f"{owner.namespace}/s{i}", ip, service=str(owner)),
+        lambda i, owner, ip, origin: endpoint_slice(f"{owner.namespace}/s{i}", ip, service=str(owner), origin=origin),
         st.integers(min_value=0, max_value=2),
         _NAMES,
         st.sampled_from(["10.0.1.1", "10.0.1.2"]),
+        st.sampled_from(["", "shop.yaml"]),
     ),
     st.tuples(st.just(Service), _NAMES),
     st.tuples(
@@ -138,10 +148,9 @@ def test_changes_after_any_events_are_the_last_objects_and_checkout_misses_none(
     for batch in batches:
         for event in batch:
             if isinstance(event, tuple):
-                changes.remove(*event)
-                model.pop(event, None)
+                assert changes.remove(*event) == (model.pop(event, None) is not None)
             else:
-                changes.apply(event)
+                assert changes.apply(event) == (model.get((type(event), event.name)) != event)
                 model[type(event), event.name] = event
         services = {one.name: one for one in model.values() if isinstance(one, Service)}
         slices: dict[NamespacedName, list[EndpointSlice]] = defaultdict(list)
@@ -153,7 +162,7 @@ def test_changes_after_any_events_are_the_last_objects_and_checkout_misses_none(
         assert changes.services == services
         assert {name: changes.slices_of(name) for name in after} == {name: view[1] for name, view in after.items()}
         assert list(changes.unowned_slices()) == [
-            one for name in sorted(slices.keys() - services.keys()) for one in slices[name]
+            one for name in sorted(slices.keys() - services.keys()) for one in slices[name] if one.origin
         ]
         nothing: _View = (None, ())
         differing = {x for x in before.keys() | after.keys() if before.get(x, nothing) != after.get(x, nothing)}
@@ -166,3 +175,13 @@ def test_changes_name_every_object_with_its_type() -> None:
     changes = _changes(service("shop/web"), endpoint_slice("shop/web"), service("shop/db"))
     changes.remove(Service, named("shop/db"))
     assert set(changes.names()) == {(Service, named("shop/web")), (EndpointSlice, named("shop/web"))}
+
+
+def test_changes_owner_of_a_slice_is_the_service_it_names_now() -> None:
+    """It follows the label, and is None for an EndpointSlice that is not there."""
+    changes = _changes(endpoint_slice("shop/x", service="shop/web"))
+    assert changes.owner_of(named("shop/x")) == named("shop/web")
+    changes.apply(endpoint_slice("shop/x", service="shop/db"))
+    assert changes.owner_of(named("shop/x")) == named("shop/db")
+    changes.remove(EndpointSlice, named("shop/x"))
+    assert changes.owner_of(named("shop/x")) is None

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from userspace_proxy.model.endpoint import Endpoint, EndpointSlice
-from userspace_proxy.model.endpoint_slices import MergedEndpoint, merge_endpoints, select_usable
+from userspace_proxy.model.endpoint_slices import MergedEndpoint, merge_endpoints
 from userspace_proxy.model.names import Family, Protocol, ServicePortName
 
 _HTTP = service_port_name("shop/web:http")
@@ -16,7 +16,7 @@ def _merged(*slices: EndpointSlice, port: ServicePortName = _HTTP, family: Famil
     return [f"{one.endpoint.address} {one.port}" for one in merge_endpoints(slices, port, family)]
 
 
-def test_merge_endpoints_unites_all_slices_sorted_by_text() -> None:
+def test_b_5_merge_unites_all_slices_sorted_by_text() -> None:
     """The order is that of the text address:port, so 10.0.1.10:80 comes before 10.0.1.1:80."""
     ports = [endpoint_port(port=80)]
     found = _merged(
@@ -26,7 +26,7 @@ def test_merge_endpoints_unites_all_slices_sorted_by_text() -> None:
     assert found == ["10.0.1.10 80", "10.0.1.1 80", "10.0.1.2 80"]
 
 
-def test_merge_endpoints_ipv6_sorts_by_bracketed_text() -> None:
+def test_b_5_merge_ipv6_sorts_by_bracketed_text() -> None:
     """An IPv6 address and port are written in brackets, so that the colon before the port is one."""
     found = _merged(endpoint_slice("shop/web-1", "fd00::1", "fd00::1:9", family=Family.IPV6), family=Family.IPV6)
     assert found == ["fd00::1:9 8080", "fd00::1 8080"]
@@ -42,13 +42,13 @@ def test_merge_endpoints_ipv6_sorts_by_bracketed_text() -> None:
         (service_port_name("shop/web:dns", Protocol.UDP), ["10.0.1.1 53"]),
     ],
 )
-def test_merge_endpoints_port_matches_by_name_and_protocol(wanted: ServicePortName, expected: list[str]) -> None:
+def test_b_3_port_matches_by_name_and_protocol(wanted: ServicePortName, expected: list[str]) -> None:
     """The number of the ServicePort plays no part; an unnamed port matches the unnamed one."""
     ports = [endpoint_port(), endpoint_port("", 9090), endpoint_port("dns", 53, Protocol.UDP)]
     assert _merged(endpoint_slice("shop/web-1", "10.0.1.1", ports=ports), port=wanted) == expected
 
 
-def test_merge_endpoints_same_port_name_with_other_numbers_gives_all() -> None:
+def test_b_3_same_port_name_with_other_numbers_gives_all() -> None:
     """A named target port may be another number in each EndpointSlice; both numbers of one address count."""
     found = _merged(
         endpoint_slice("shop/web-1", "10.0.1.1", ports=[endpoint_port(port=80)]),
@@ -57,7 +57,7 @@ def test_merge_endpoints_same_port_name_with_other_numbers_gives_all() -> None:
     assert found == ["10.0.1.1 80", "10.0.1.1 8080"]
 
 
-def test_merge_endpoints_never_crosses_families() -> None:
+def test_b_2_merge_never_crosses_families() -> None:
     """An EndpointSlice of the other family adds nothing."""
     found = _merged(
         endpoint_slice("shop/web-1", "fd00::1", family=Family.IPV6), endpoint_slice("shop/web-2", "10.0.1.1")
@@ -80,7 +80,7 @@ _ENDING_B = endpoint(ready=False, terminating=True, node_name="b")
         (_ENDING_A, _ENDING_B, _ENDING_A),
     ],
 )
-def test_merge_endpoints_of_duplicates_the_later_wins_unless_terminating(
+def test_b_5_of_duplicates_the_later_wins_unless_terminating(
     first: Endpoint, later: Endpoint, winner: Endpoint
 ) -> None:
     """While an endpoint moves between EndpointSlices it is in both, and the one that lives counts."""
@@ -93,41 +93,10 @@ def test_merge_endpoints_of_duplicates_the_later_wins_unless_terminating(
         st.tuples(st.integers(min_value=0, max_value=2), st.integers(min_value=1, max_value=12)), max_size=20
     )
 )
-def test_merge_endpoints_any_split_over_slices_gives_each_address_once(members: list[tuple[int, int]]) -> None:
+def test_b_5_any_split_over_slices_gives_each_address_once(members: list[tuple[int, int]]) -> None:
     """However endpoints are spread over EndpointSlices, the result is their set, sorted by text."""
     slices = [
         endpoint_slice(f"shop/web-{i}", *(f"10.0.1.{host}" for place, host in members if place == i)) for i in range(3)
     ]
     found = [f"{one.endpoint.address}:{one.port}" for one in merge_endpoints(slices, _HTTP, Family.IPV4)]
     assert found == sorted({f"10.0.1.{host}:8080" for _, host in members})
-
-
-@pytest.mark.parametrize(
-    ("ready", "serving", "terminating", "alone", "beside_ready"),
-    [
-        (True, True, False, True, True),
-        (True, False, False, True, True),
-        (True, False, True, True, True),  # publishNotReadyAddresses
-        (True, True, True, True, True),
-        (False, True, True, True, False),  # the fallback
-        (False, True, False, False, False),
-        (False, False, True, False, False),
-        (False, False, False, False, False),
-    ],
-)
-def test_select_usable_takes_ready_ones_else_those_that_serve_while_terminating(
-    *, ready: bool, serving: bool, terminating: bool, alone: bool, beside_ready: bool
-) -> None:
-    """Each combination of conditions, alone and beside a ready Endpoint."""
-    one = MergedEndpoint(endpoint("10.0.1.1", ready=ready, serving=serving, terminating=terminating), 80)
-    other = MergedEndpoint(endpoint("10.0.1.2"), 80)
-    assert select_usable([one]) == ((one,) if alone else ())
-    assert select_usable([one, other]) == ((one, other) if beside_ready else (other,))
-
-
-def test_select_usable_falls_back_to_all_that_still_serve() -> None:
-    """The fallback is the whole set, in order."""
-    ending = [MergedEndpoint(endpoint(f"10.0.1.{i}", ready=False, terminating=True), 80) for i in (1, 2)]
-    dead = MergedEndpoint(endpoint("10.0.1.3", ready=False, serving=False, terminating=True), 80)
-    assert select_usable([*ending, dead]) == tuple(ending)
-    assert select_usable([]) == ()

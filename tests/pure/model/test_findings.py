@@ -1,14 +1,19 @@
 """Tests of model.findings."""
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from userspace_proxy.model import api_types
-from userspace_proxy.model.findings import Findings, is_label, parse_ip, quote
+from userspace_proxy.model.findings import Findings, filled, is_label, parse_ip, parse_network, quote
 from userspace_proxy.model.names import IPAddress, NamespacedName, Protocol
+
+
+def _network_of(address: IPAddress, length: int) -> IPv4Network | IPv6Network:
+    """Return the network around an address, of at most that length."""
+    return ip_network((address, min(length, address.max_prefixlen)), strict=False)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +22,7 @@ from userspace_proxy.model.names import IPAddress, NamespacedName, Protocol
         ("10.0.0.1", "10.0.0.1"),
         ("172.30.0.041", "172.30.0.41"),
         ("010.000.00.1", "10.0.0.1"),
+        ("255.255.255.255", "255.255.255.255"),
         ("0.0.0.0", "0.0.0.0"),
         ("FD00::A", "fd00::a"),
         ("fd00::00000a", "fd00::a"),
@@ -40,6 +46,11 @@ def test_parse_ip_accepts_and_canonicalises_what_kubernetes_accepts(text: str, a
         "fe80::1%eth0",
         "web",
         "10.0.0.1:80",
+        "10.0.0.",
+        "10.0.0.1.1",
+        "10.0.0.1\n",
+        "10.0.0.1000",
+        "fd00::/64",
         ":",
         "\u0661.1.1.1",
     ],
@@ -64,6 +75,73 @@ def test_parse_ip_reads_every_form_of_ipv6_alike(address: IPv6Address) -> None:
     """The long form, the short form and upper case are the same address."""
     found = {parse_ip(address.compressed), parse_ip(address.exploded), parse_ip(str(address).upper())}
     assert found == {address.ipv4_mapped or address}
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("192.0.2.0/24", "192.0.2.0/24"),
+        ("192.0.2.77/24", "192.0.2.0/24"),
+        ("192.0.2.1/32", "192.0.2.1/32"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("192.000.002.010/024", "192.0.2.0/24"),
+        ("FD00::1/64", "fd00::/64"),
+        ("::/0", "::/0"),
+        ("::ffff:192.0.2.1/120", "192.0.2.0/24"),
+    ],
+)
+def test_parse_network_is_as_lenient_as_kubernetes(text: str, network: str) -> None:
+    """Bits of the host and leading zeros mean nothing; a wrapped IPv4 network is that one."""
+    assert parse_network(text) == ip_network(network)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "/",
+        "192.0.2.0",
+        "192.0.2.0/",
+        "192.0.2.0/33",
+        "192.0.2.0/-1",
+        "192.0.2.0/+8",
+        "192.0.2.0/ 8",
+        "192.0.2.0/\u0661",
+        "192.0.2.0/\u00b2",
+        "192.0.2.0/255.255.255.0",
+        "192.0.2.0/8/8",
+        "192.0.2.0/" + "9" * 5000,
+        "192.0.2/24",
+        "fd00::/129",
+        "::ffff:192.0.2.0/95",
+        "web/24",
+    ],
+)
+def test_parse_network_refuses_what_is_no_cidr(text: str) -> None:
+    """A length must be there, in digits, and not beyond the address."""
+    assert parse_network(text) is None
+
+
+@given(network=st.ip_addresses().flatmap(lambda one: st.builds(_network_of, st.just(one), st.integers(0, 128))))
+def test_parse_network_reads_back_any_network(network: IPv4Network | IPv6Network) -> None:
+    """What prints as a network is that network, but for those that wrap IPv4."""
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped:
+        return
+    assert parse_network(str(network)) == network
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (None, []),
+        ([], []),
+        (["", " ", "\t\n"], []),
+        (["a", "", " b ", "c d"], [(0, "a"), (2, "b"), (3, "c d")]),
+    ],
+)
+def test_filled_gives_trimmed_texts_with_their_place(texts: list[str] | None, expected: list[tuple[int, str]]) -> None:
+    """Blank texts are left out, and the others keep the index they have in the object."""
+    assert filled(texts) == expected
 
 
 @given(text=st.text(max_size=50))
@@ -147,9 +225,22 @@ def test_findings_object_name_accepts_what_the_api_accepts(
 )
 def test_findings_object_name_says_what_a_name_of_the_kind_may_be(kind: str, rule: str) -> None:
     """The sentence quotes the name and gives the rule of that kind of object."""
-    findings = Findings("")
+    findings = Findings("shop.yaml")
     findings.object_name(kind, api_types.ObjectMeta(name="Web Shop"))
     assert [one.text for one in findings.problems()] == [f"'Web Shop' cannot be the name of {rule}"]
+
+
+@pytest.mark.parametrize("kind", ["Service", "EndpointSlice"])
+def test_findings_names_are_for_the_api_server_to_judge(kind: str) -> None:
+    """What it has let in is served under any name that can be printed."""
+    findings = Findings("")
+    found = findings.object_name(kind, api_types.ObjectMeta(name="webShop", namespace="Shop_1"))
+    assert found == NamespacedName("Shop_1", "webShop")
+    assert findings.port_name("ports[0].name", "webPort", set()) == "webPort"
+    assert findings.problems() == ()
+    for name in (None, "web\n", "a/b", "a" * 254):
+        assert findings.object_name(kind, api_types.ObjectMeta(name=name, namespace="shop")) is None
+    assert [one.field for one in findings.problems()] == ["metadata.name"] * 4
 
 
 @pytest.mark.parametrize(
@@ -169,6 +260,29 @@ def test_findings_address_accepts_addresses_of_one_host(text: str, expected: IPA
     findings = Findings("")
     assert findings.address("spec.clusterIP", text) == expected
     assert [one.field for one in findings.problems()] == ([] if expected else ["spec.clusterIP"])
+
+
+@pytest.mark.parametrize("text", ["192.0.2.1", "x/24"])
+def test_findings_network_says_how_to_write_one(text: str) -> None:
+    """A text that is none is a Problem that quotes it."""
+    findings = Findings("")
+    assert findings.network("spec.podCIDR", text) is None
+    assert [(one.field, one.text) for one in findings.problems()] == [
+        ("spec.podCIDR", f"'{text}' is not a network; write ADDRESS/LENGTH, as 192.0.2.0/24")
+    ]
+
+
+def test_findings_network_accepts_a_network() -> None:
+    """It is returned, and nothing is noted."""
+    findings = Findings("")
+    assert findings.network("spec.podCIDR", "10.0.1.0/24") == ip_network("10.0.1.0/24")
+    assert findings.problems() == ()
+
+
+@pytest.mark.parametrize(("origin", "expected"), [("shop.yaml", True), ("", False)])
+def test_findings_object_with_an_origin_was_written_by_hand(origin: str, expected: bool) -> None:  # noqa: FBT001
+    """An API server has no name as an origin."""
+    assert Findings(origin).is_handwritten is expected
 
 
 @pytest.mark.parametrize(
@@ -197,7 +311,7 @@ def test_findings_port_number_is_within_16_bits(number: int | None, expected: in
 
 def test_findings_port_name_twice_is_a_problem() -> None:
     """A name is taken by the first port that has it; the unnamed ports are told apart no more than named ones."""
-    findings = Findings("")
+    findings = Findings("shop.yaml")
     seen: set[str] = set()
     names = [findings.port_name(f"ports[{i}].name", text, seen) for i, text in enumerate(["a", None, "a", "", "A"])]
     assert names == ["a", "", None, None, None]
