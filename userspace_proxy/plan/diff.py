@@ -6,14 +6,14 @@ from attrs import frozen
 
 from userspace_proxy.model.names import NamespacedName
 from userspace_proxy.plan.claims import by_name
-from userspace_proxy.plan.state import DesiredState, Frontend, Pool, PoolKey, ServicePlan
+from userspace_proxy.plan.state import DesiredState, Frontend, Pool, PoolKey, Route, ServicePlan
 
-_NO_PLAN = ServicePlan(frontends=(), pools={}, problems=())
+_NO_PLAN = ServicePlan(routes={}, pools={}, problems=())
 
 
 @frozen
 class Diff:
-    """The difference of two DesiredStates. To apply in this order: removals of Frontends, Pools, additions, the rest.
+    """The difference of two DesiredStates, to apply in the order of the fields.
 
     An address and port that goes from one Service to another is a Frontend removed and another one added.
     """
@@ -21,12 +21,21 @@ class Diff:
     frontends_removed: tuple[Frontend, ...]
     pools_replaced: tuple[Pool, ...]
     """New ones and changed ones, whole."""
+    routes_replaced: tuple[tuple[Frontend, Route], ...]
+    """Of the Frontends that were there and stay, the new Route."""
     frontends_added: tuple[Frontend, ...]
+    """Their Routes are those of the desired state."""
     pools_removed: tuple[PoolKey, ...]
 
     def __bool__(self) -> bool:
         """Return whether there is anything to do."""
-        return bool(self.frontends_removed or self.pools_replaced or self.frontends_added or self.pools_removed)
+        return bool(
+            self.frontends_removed
+            or self.pools_replaced
+            or self.routes_replaced
+            or self.frontends_added
+            or self.pools_removed
+        )
 
 
 def diff_states(previous: DesiredState, desired: DesiredState, names: Iterable[NamespacedName] | None = None) -> Diff:
@@ -42,6 +51,7 @@ def diff_states(previous: DesiredState, desired: DesiredState, names: Iterable[N
         names = previous.services.keys() | desired.services.keys()
     removed: list[Frontend] = []
     replaced: list[Pool] = []
+    rerouted: list[tuple[Frontend, Route]] = []
     added: list[Frontend] = []
     dropped: list[PoolKey] = []
     for name in sorted(names, key=by_name):
@@ -49,13 +59,13 @@ def diff_states(previous: DesiredState, desired: DesiredState, names: Iterable[N
         new = desired.services.get(name, _NO_PLAN)
         if old is new:
             continue
-        removed.extend(_without(old.frontends, new.frontends))
+        removed.extend(one for one in old.routes if one not in new.routes)
         replaced.extend(pool for key, pool in new.pools.items() if old.pools.get(key) != pool)
-        added.extend(_without(new.frontends, old.frontends))
+        for frontend, route in new.routes.items():
+            before = old.routes.get(frontend)
+            if before is None:
+                added.append(frontend)
+            elif before != route:
+                rerouted.append((frontend, route))
         dropped.extend(key for key in old.pools if key not in new.pools)
-    return Diff(tuple(removed), tuple(replaced), tuple(added), tuple(dropped))
-
-
-def _without(frontends: Iterable[Frontend], others: Iterable[Frontend]) -> Iterable[Frontend]:
-    known = frozenset(others)
-    return (one for one in frontends if one not in known)
+    return Diff(tuple(removed), tuple(replaced), tuple(rerouted), tuple(added), tuple(dropped))

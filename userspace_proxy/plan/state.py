@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from attrs import field, frozen
 
-from userspace_proxy.model.names import Family, IPAddress, NamespacedName, Protocol, ServicePortName
+from userspace_proxy.model.names import Family, IPAddress, IPNetwork, NamespacedName, Protocol, ServicePortName
 from userspace_proxy.model.problem import Problem
 from userspace_proxy.model.service_port import Balance
 
@@ -17,6 +17,8 @@ class FrontendKind(StrEnum):
     """What kind of address a Frontend has."""
 
     CLUSTER_IP = "cluster-ip"
+    EXTERNAL_IP = "external-ip"
+    LOAD_BALANCER = "load-balancer"
     NODE_PORT = "node-port"
 
 
@@ -26,7 +28,16 @@ class PolicyClass(StrEnum):
     INTERNAL = "internal"
     """Cluster addresses: internalTrafficPolicy."""
     EXTERNAL = "external"
-    """NodePorts: externalTrafficPolicy."""
+    """NodePorts, external and load balancer addresses: externalTrafficPolicy."""
+
+
+class EndpointScope(StrEnum):
+    """From where the Endpoints of a Pool are taken."""
+
+    CLUSTER = "cluster"
+    """From the whole cluster, or as near as their hints ask."""
+    LOCAL = "local"
+    """From this node."""
 
 
 @frozen(cache_hash=True)
@@ -37,7 +48,7 @@ class Frontend:
     service_port: ServicePortName
     family: Family
     address: IPAddress | None
-    """None: every address of the node (NodePorts)."""
+    """None: every address of the node (NodePorts that are not restricted to some)."""
     port: int
 
     @property
@@ -72,10 +83,10 @@ class Backend:
 
 @frozen(cache_hash=True)
 class PoolKey:
-    """Which Pool: all Frontends of one ServicePort with the same policy class and family share one."""
+    """Which Pool: all Frontends of one ServicePort that may reach the same Endpoints share one."""
 
     service_port: ServicePortName
-    policy: PolicyClass
+    scope: EndpointScope
     family: Family
 
 
@@ -85,36 +96,131 @@ class Pool:
 
     key: PoolKey
     backends: tuple[Backend, ...]
-    """Without duplicates, sorted by their text; empty: clients are refused."""
+    """Without duplicates, sorted by their text."""
     balance: Balance
+    affinity_timeout_s: int | None = None
+    """Seconds for which a client comes back to the same Backend, in all Pools of the ServicePort; None: no affinity."""
+
+
+class SourceClass(StrEnum):
+    """Where a client is, as far as policies ask."""
+
+    POD = "pod"
+    """A pod, by its address (``SourceAddresses.pod_networks``)."""
+    HOST = "host"
+    """This node itself."""
+    OUTSIDE = "outside"
+    """Anywhere else."""
+
+
+class Verdict(StrEnum):
+    """What becomes of connections that no Pool is for."""
+
+    REJECT = "reject"
+    """Refused at once: nothing answers for this port, anywhere."""
+    DROP = "drop"
+    """Not answered: others can be reached, but the traffic policy keeps this class of clients from them."""
+
+
+Target = PoolKey | Verdict
+
+
+@frozen(cache_hash=True)
+class Route:
+    """What becomes of a connection to a Frontend, by where its client is. A PoolKey is that of a Pool with Backends."""
+
+    pod: Target
+    host: Target
+    outside: Target
+    source_ranges: tuple[IPNetwork, ...] = ()
+    """Clients from elsewhere are dropped whatever their class; of the Frontend's family, sorted. Empty: none is."""
+
+    def target(self, source: SourceClass) -> Target:
+        """Return what becomes of a client of a class."""
+        if source is SourceClass.OUTSIDE:
+            return self.outside
+        return self.pod if source is SourceClass.POD else self.host
+
+    @property
+    def pools(self) -> frozenset[PoolKey]:
+        """The Pools it leads to; none: nobody is served."""
+        return frozenset(target for target in (self.pod, self.host, self.outside) if isinstance(target, PoolKey))
+
+    @property
+    def is_same_for_all(self) -> bool:
+        """Whether it does not matter where a client is."""
+        return self.pod == self.host == self.outside and not self.source_ranges
+
+
+@frozen
+class SourceAddresses:
+    """By what the class of a client is told."""
+
+    pod_networks: tuple[IPNetwork, ...] = ()
+    """The addresses of pods; empty: no client counts as a pod."""
+    local_addresses: frozenset[IPAddress] = frozenset()
+    """The addresses of this node; those of loopback go without saying."""
+
+
+@frozen
+class HealthCheck:
+    """What load balancers are told that ask for this node (``spec.healthCheckNodePort``)."""
+
+    port: int
+    """Where they ask."""
+    local_endpoints: Mapping[Family, int]
+    """Distinct addresses of ready Endpoints on this node, over all ports of the Service, in each of its families: who
+    asks by one family is told of that one."""
 
 
 @frozen
 class ServicePlan:
     """All that one Service asks of this node."""
 
-    frontends: tuple[Frontend, ...]
+    routes: Mapping[Frontend, Route]
+    """Of all its Frontends, in the order of its ports."""
     pools: Mapping[PoolKey, Pool]
-    """One for each (ServicePort, policy class, family) that a Frontend of this plan has, empty ones too."""
+    """All that connections to a Frontend of this plan may come to need; empty ones too."""
     problems: tuple[Problem, ...]
     denied: tuple[Frontend, ...] = ()
     """Asked for, but another Service has them; a Problem says which."""
     refused: tuple[Backend, ...] = ()
     """Usable Endpoints that are in no Pool, as a connection to them would come back here; a Problem says why."""
+    unserved: tuple[ServicePortName, ...] = ()
+    """Ports of a protocol that is not served; a Problem says so."""
+    health_check: HealthCheck | None = None
+
+    @property
+    def frontends(self) -> tuple[Frontend, ...]:
+        """The Frontends of ``routes``."""
+        return tuple(self.routes)
 
 
 @frozen
 class PlanSettings:
-    """What a plan depends on besides the objects."""
+    """What a plan depends on besides Services and EndpointSlices."""
 
     default_balance: Balance
     """For Services whose annotation asks for none."""
-    local_addresses: frozenset[IPAddress]
-    """The addresses of this node, at which its NodePorts answer; those of loopback go without saying."""
+    sources: SourceAddresses = SourceAddresses()
+    """The addresses of this node, at which its NodePorts answer, and of pods."""
+    node_name: str = ""
+    """By which Endpoints on this node are known; empty: none is."""
+    zone: str = ""
+    """That of this node; empty: none."""
+    node_addresses: Mapping[Family, IPAddress] = field(factory=dict)
+    """The primary address of the node in each family."""
+    node_port_addresses: Mapping[Family, tuple[IPAddress, ...]] = field(factory=dict)
+    """Where NodePorts answer; a family that is missing: at every address."""
+    serves_external_ips: bool = True
+    """Whether ``spec.externalIPs`` count."""
 
 
 Claim = tuple[IPAddress | Family, int, Protocol]
-"""What two Services cannot both have: a cluster address and its port, or (a Family) a NodePort on all addresses."""
+"""What two Services cannot both have: an address and its port, or (a Family) a NodePort on all addresses."""
+
+Holder = tuple[int, NamespacedName]
+"""Who asks for a Claim, after how much that counts: the least has it."""
 
 
 @frozen
@@ -123,7 +229,7 @@ class PlanIndex:
 
     settings: PlanSettings | None = None
     """Those of this build; None: there was none yet."""
-    claims: Mapping[Claim, tuple[NamespacedName, ...]] = field(factory=dict)
+    claims: Mapping[Claim, tuple[Holder, ...]] = field(factory=dict)
     """The Services that ask for each Claim, sorted, never empty; the first has it."""
     neighbours: Mapping[bytes, frozenset[NamespacedName]] = field(factory=dict)
     """The Services with usable Endpoints in each network, never empty: where a new Frontend may make a loop."""
@@ -143,14 +249,16 @@ class DesiredState:
 class ListenerKey:
     """Identity of a Listener; stable over restarts, so that proxy ports and loopback addresses can be too."""
 
-    pool: PoolKey
+    service_port: ServicePortName
+    policy: PolicyClass
+    family: Family
     frontend: Frontend | None
-    """The one Frontend it serves; None where steering leads all Frontends of the Pool into one Listener."""
+    """The one Frontend it serves; None where steering leads all Frontends with the same Route into one Listener."""
 
     def __str__(self) -> str:
         """Return a text that is unique among Listeners and stable over releases: it is kept on disk."""
-        name = self.pool.service_port
-        shared = f"{name.service}:{name.port}/{name.protocol}/{self.pool.policy}/{self.pool.family}"
+        name = self.service_port
+        shared = f"{name.service}:{name.port}/{name.protocol}/{self.policy}/{self.family}"
         return shared if self.frontend is None else f"{shared}/{self.frontend.kind}/{self.frontend}"
 
 
@@ -170,3 +278,15 @@ class SteeringRule:
 
     frontend: Frontend
     proxy_port: int
+
+
+@frozen
+class Restrictions:
+    """What steering keeps away from Listeners, as far as its kind can; Listeners reset what comes through."""
+
+    routes: Mapping[Frontend, Route] = field(factory=dict)
+    """Of the Frontends that do not serve everybody, whether for want of a Pool or by ``source_ranges``."""
+    pod_networks: tuple[IPNetwork, ...] = ()
+    """See ``SourceAddresses``."""
+    health_check_ports: frozenset[int] = frozenset()
+    """TCP ports of this node that must be reachable for load balancers."""

@@ -4,21 +4,43 @@ from collections.abc import Iterable
 
 import pytest
 from attrs import evolve
-from builders import backend, frontend, named, node_port_frontend, pool, service, service_port
+from builders import (
+    backend,
+    frontend,
+    named,
+    node_port_frontend,
+    plan_settings,
+    pool,
+    route,
+    service,
+    service_port,
+)
 
 from userspace_proxy.model.names import Family, NamespacedName, Protocol
+from userspace_proxy.model.service_port import Service
 from userspace_proxy.plan.claims import (
     claim_of,
     find_loop,
+    neighbours_of,
+    owner_of,
     update_claims,
     update_neighbours,
     wanted_frontends,
 )
-from userspace_proxy.plan.state import Claim, Frontend, PlanIndex, ServicePlan
+from userspace_proxy.plan.state import (
+    Claim,
+    Frontend,
+    FrontendKind,
+    Holder,
+    PlanIndex,
+    PlanSettings,
+    ServicePlan,
+)
 
 _A, _B, _C = named("shop/a"), named("shop/b"), named("shop/c")
 _VIP = frontend("10.96.0.10:80")
 _VIP_CLAIM = claim_of(_VIP)
+_SETTINGS = plan_settings()
 
 
 def _plan(
@@ -26,13 +48,21 @@ def _plan(
 ) -> ServicePlan:
     members = pool(*backends.split())
     return ServicePlan(
-        tuple(frontends), {members.key: members}, (), tuple(denied), tuple(backend(one) for one in refused.split())
+        {one: route() for one in frontends},
+        {members.key: members},
+        (),
+        tuple(denied),
+        tuple(backend(one) for one in refused.split()),
     )
 
 
+def _wanted(asked: Service, settings: PlanSettings = _SETTINGS) -> list[str]:
+    return [f"{one.service_port.port} {one.kind} {one}" for one in wanted_frontends(asked, (), settings)]
+
+
 def test_wanted_frontends_are_by_port_then_family_then_kind() -> None:
-    """Each served port is reachable at each cluster address, and at its NodePort in each family the Service has."""
-    wanted = wanted_frontends(
+    """Each served port is reachable at each address, and at its NodePort in each family the Service has."""
+    wanted = _wanted(
         service(
             "shop/web",
             service_port("http", 80, node_port=30080),
@@ -40,30 +70,100 @@ def test_wanted_frontends_are_by_port_then_family_then_kind() -> None:
             service_port("sig", 54, protocol=Protocol.SCTP),
             service_port("alt", 81),
             cluster_ips=["10.96.0.10", "fd00::a"],
+            external_ips=["203.0.113.7", "2001:db8:7::7"],
+            load_balancer_ips=["203.0.113.8"],
         )
     )
-    assert [f"{one.service_port.port} {one}" for one in wanted] == [
-        "http 10.96.0.10:80/TCP",
-        "http *:30080/TCP (IPv4)",
-        "http [fd00::a]:80/TCP",
-        "http *:30080/TCP (IPv6)",
-        "alt 10.96.0.10:81/TCP",
-        "alt [fd00::a]:81/TCP",
+    assert wanted == [
+        "http cluster-ip 10.96.0.10:80/TCP",
+        "http external-ip 203.0.113.7:80/TCP",
+        "http load-balancer 203.0.113.8:80/TCP",
+        "http node-port *:30080/TCP (IPv4)",
+        "http cluster-ip [fd00::a]:80/TCP",
+        "http external-ip [2001:db8:7::7]:80/TCP",
+        "http node-port *:30080/TCP (IPv6)",
+        "alt cluster-ip 10.96.0.10:81/TCP",
+        "alt external-ip 203.0.113.7:81/TCP",
+        "alt load-balancer 203.0.113.8:81/TCP",
+        "alt cluster-ip [fd00::a]:81/TCP",
+        "alt external-ip [2001:db8:7::7]:81/TCP",
     ]
 
 
-def test_wanted_frontends_of_one_family_leave_the_other_alone() -> None:
-    """A NodePort is opened only in the families of the Service."""
-    wanted = wanted_frontends(service("shop/web", service_port(node_port=30080), cluster_ips=["fd00::a"]))
-    assert [str(one) for one in wanted] == ["[fd00::a]:80/TCP", "*:30080/TCP (IPv6)"]
+@pytest.mark.parametrize(("cluster_ip", "family"), [("10.96.0.10", Family.IPV4), ("fd00::a", Family.IPV6)])
+def test_a_5_family_that_the_service_has_not_is_left_alone(cluster_ip: str, family: Family) -> None:
+    """Neither a NodePort nor an outer address is served in it."""
+    wanted = wanted_frontends(
+        service(
+            "shop/web",
+            service_port(node_port=30080),
+            cluster_ips=[cluster_ip],
+            external_ips=["203.0.113.7", "2001:db8:7::7"],
+            load_balancer_ips=["203.0.113.8", "2001:db8:7::8"],
+        ),
+        (),
+        _SETTINGS,
+    )
+    assert [one.family for one in wanted] == [family] * 4
+
+
+@pytest.mark.parametrize(
+    ("addresses", "found"), [(["192.0.2.1", "192.0.2.2"], ["192.0.2.1:30080/TCP", "192.0.2.2:30080/TCP"]), ([], [])]
+)
+def test_d_4_node_ports_are_at_every_address_unless_they_are_restricted(addresses: list[str], found: list[str]) -> None:
+    """One Frontend for each address of a restricted family; none of it if there is no address."""
+    asked = service("shop/web", service_port(node_port=30080), cluster_ips=["10.96.0.10", "fd00::a"])
+    wanted = wanted_frontends(asked, (), plan_settings(node_port_addresses={Family.IPV4: addresses}))
+    assert [str(one) for one in wanted if one.kind is FrontendKind.NODE_PORT] == [*found, "*:30080/TCP (IPv6)"]
+
+
+def test_d_5_external_addresses_are_served_unless_the_setting_forbids_it() -> None:
+    """Those of the load balancer are no matter of this setting."""
+    asked = service(external_ips=["203.0.113.7"], load_balancer_ips=["203.0.113.8"])
+    assert _wanted(asked, plan_settings(serves_external_ips=False)) == [
+        "http cluster-ip 10.96.0.10:80/TCP",
+        "http load-balancer 203.0.113.8:80/TCP",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("external_ips", "load_balancer_ips", "wanted"),
+    [
+        (["10.96.0.10"], ["10.96.0.10"], ["cluster-ip 10.96.0.10:80"]),
+        (["192.0.2.9"], ["192.0.2.9"], ["cluster-ip 10.96.0.10:80", "external-ip 192.0.2.9:80"]),
+        (["192.0.2.9", "192.0.2.9"], [], ["cluster-ip 10.96.0.10:80", "external-ip 192.0.2.9:80"]),
+    ],
+)
+def test_wanted_frontends_have_one_kind_at_one_place(
+    external_ips: list[str], load_balancer_ips: list[str], wanted: list[str]
+) -> None:
+    """Asked for twice it is one Frontend: a cluster address, else external, else of the load balancer."""
+    asked = service(external_ips=external_ips, load_balancer_ips=load_balancer_ips)
+    assert _wanted(asked) == [f"http {one}/TCP" for one in wanted]
+
+
+def test_d_4_node_port_comes_after_other_addresses_at_one_place() -> None:
+    """Where a NodePort is bound to an address that is a load balancer's too, that one is served, whatever the port."""
+    asked = service(
+        "shop/web",
+        service_port("http", 80, node_port=81),
+        service_port("alt", 81),
+        load_balancer_ips=["192.0.2.1"],
+    )
+    assert _wanted(asked, plan_settings(node_port_addresses={Family.IPV4: ["192.0.2.1"]})) == [
+        "http cluster-ip 10.96.0.10:80/TCP",
+        "http load-balancer 192.0.2.1:80/TCP",
+        "alt cluster-ip 10.96.0.10:81/TCP",
+        "alt load-balancer 192.0.2.1:81/TCP",
+    ]
 
 
 _LOCAL = frozenset({backend("192.0.2.1:1").address, backend("[2001:db8::1]:1").address})
-_CLAIMS: dict[Claim, tuple[NamespacedName, ...]] = {
-    claim_of(frontend("10.96.0.10:80")): (_A, _B),
-    claim_of(frontend("[fd00::a]:80")): (_B,),
-    claim_of(frontend("127.0.0.9:80")): (_B,),
-    claim_of(node_port_frontend(30080)): (_C,),
+_CLAIMS: dict[Claim, tuple[Holder, ...]] = {
+    claim_of(frontend("10.96.0.10:80")): ((0, _A), (0, _B)),
+    claim_of(frontend("[fd00::a]:80")): ((1, _B),),
+    claim_of(frontend("127.0.0.9:80")): ((2, _B),),
+    claim_of(node_port_frontend(30080)): ((3, _C),),
 }
 
 
@@ -84,7 +184,7 @@ _CLAIMS: dict[Claim, tuple[NamespacedName, ...]] = {
         ("[2001:db8::1]:30080", None),
     ],
 )
-def test_find_loop_knows_cluster_addresses_and_node_ports_at_this_node(one: str, holder: NamespacedName | None) -> None:
+def test_find_loop_knows_addresses_and_node_ports_at_this_node(one: str, holder: NamespacedName | None) -> None:
     """A NodePort answers at local and loopback addresses of its own family; the holder is the Service that has it."""
     assert find_loop(backend(one), Protocol.TCP, _CLAIMS, _LOCAL) == holder
 
@@ -96,7 +196,7 @@ def test_find_loop_other_protocol_is_no_loop() -> None:
 
 def test_update_claims_without_a_move_keeps_the_mapping() -> None:
     """A change of endpoints alone copies nothing."""
-    index = PlanIndex(claims={_VIP_CLAIM: (_A,)})
+    index = PlanIndex(claims={_VIP_CLAIM: ((0, _A),)})
     claims, concerned = update_claims(index, {_A: _plan(frontends=[_VIP])}, {_A: [_VIP]})
     assert claims is index.claims
     assert concerned == frozenset()
@@ -135,12 +235,29 @@ def test_update_claims_names_all_whose_plan_depends_on_a_new_owner(
     concerned: set[NamespacedName],
 ) -> None:
     """Those who ask are sorted; only where the first one changes are the others concerned."""
-    index = PlanIndex(claims={_VIP_CLAIM: holders} if holders else {})
+    index = PlanIndex(claims={_VIP_CLAIM: tuple((0, one) for one in holders)} if holders else {})
     kept = dict(index.claims)
     claims, found = update_claims(index, plans, wanted)
-    assert claims == ({_VIP_CLAIM: left} if left else {})
+    assert claims == ({_VIP_CLAIM: tuple((0, one) for one in left)} if left else {})
     assert found == concerned
     assert index.claims == kept
+
+
+@pytest.mark.parametrize("kind", [FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER, FrontendKind.NODE_PORT])
+def test_update_claims_gives_a_cluster_address_to_nobody_who_writes_it_down(kind: FrontendKind) -> None:
+    """Whoever has it as a cluster address keeps it, whatever the names; it goes to the other one when that one goes."""
+    taken = evolve(_VIP, kind=kind)
+    claims, concerned = update_claims(PlanIndex(), {}, {_B: [_VIP], _A: [taken]})
+    assert [name for _, name in claims[_VIP_CLAIM]] == [_B, _A]
+    assert concerned == {_A, _B}
+    plans = {_A: _plan(denied=[taken]), _B: _plan(frontends=[_VIP])}
+    left, concerned = update_claims(PlanIndex(claims=claims), plans, {_B: []})
+    assert [name for _, name in left[_VIP_CLAIM]] == [_A]
+    assert concerned == {_A, _B}
+    # and it counts for more once it is one's own
+    moved, concerned = update_claims(PlanIndex(claims=claims), plans, {_A: [_VIP]})
+    assert moved == {_VIP_CLAIM: ((0, _A), (0, _B))}
+    assert concerned == {_A, _B}
 
 
 @pytest.mark.parametrize(
@@ -187,6 +304,30 @@ def test_update_neighbours_forgets_and_adds_only_what_moved() -> None:
     assert index.neighbours == kept
 
 
+def test_update_neighbours_follows_the_addresses_of_the_node() -> None:
+    """An Endpoint is at this node by what the addresses were, or are, in that build."""
+    plans = {_A: _plan(backends="192.0.2.1:80")}
+    index = PlanIndex(plan_settings(), {}, update_neighbours(PlanIndex(), {}, plans, plans, frozenset()))
+    assert index.neighbours == {bytes([192, 0, 2]): {_A}}
+    after = update_neighbours(index, plans, plans, [_A], _LOCAL)
+    assert after == {bytes([192, 0, 2]): {_A}, b"": {_A}}
+    moved = PlanIndex(plan_settings(local_addresses=_LOCAL), {}, after)
+    assert update_neighbours(moved, plans, plans, [_A], frozenset()) == index.neighbours
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [("10.0.1.1:1", {_A}), ("10.0.2.1:1 [fd00::1]:1", {_B, _C}), ("10.0.9.1:1", set()), ("", set())],
+)
+def test_neighbours_of_addresses_are_the_services_with_endpoints_near_one(
+    texts: str, expected: set[NamespacedName]
+) -> None:
+    """Refused ones count as well; without an address there is none."""
+    plans = {_A: _plan(backends="10.0.1.1:80"), _B: _plan(refused="10.0.2.1:80"), _C: _plan(backends="[fd00::1]:80")}
+    index = PlanIndex(neighbours=update_neighbours(PlanIndex(), {}, plans, plans, frozenset()))
+    assert neighbours_of(index, [backend(one).address for one in texts.split()]) == expected
+
+
 def test_claim_of_frontends_of_two_services_at_one_place_is_one() -> None:
     """Whose it is does not matter; address, port, protocol and family do."""
     assert claim_of(frontend("10.96.0.10:80", "shop/a:x")) == claim_of(frontend("10.96.0.10:80", "shop/b:y"))
@@ -195,3 +336,9 @@ def test_claim_of_frontends_of_two_services_at_one_place_is_one() -> None:
     others = [_VIP, udp, frontend("10.96.0.10:81"), frontend("[fd00::a]:80")]
     others += [node_port_frontend(80), node_port_frontend(80, family=Family.IPV6)]
     assert len({claim_of(one) for one in others}) == len(others)
+
+
+def test_owner_of_a_frontend_is_the_first_who_asks_for_its_place() -> None:
+    """Whoever else asks for it."""
+    assert owner_of(frontend("10.96.0.10:80", "shop/b:x"), _CLAIMS) == _A
+    assert owner_of(node_port_frontend(30080), _CLAIMS) == _C
