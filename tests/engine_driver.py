@@ -7,7 +7,7 @@ from random import Random
 from time import monotonic
 
 import trio
-from builders import pool_key
+from builders import listener_key, pool_key, route
 
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.config import RelayLimits
@@ -17,7 +17,7 @@ from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.listener_set import ListenerSet
 from userspace_proxy.model.names import Protocol, family_of
 from userspace_proxy.model.service_port import Balance
-from userspace_proxy.plan.state import Backend, ListenerKey, ListenerSpec, Pool, PoolKey
+from userspace_proxy.plan.state import Backend, ListenerKey, ListenerSpec, Pool, PoolKey, Route
 
 WEB = "shop/web:http"
 DEADLINE_S = 30.0
@@ -55,18 +55,31 @@ class Proxy:
         self.engine = Engine(clock, report_bug)
         self.listeners = ListenerSet(self.engine, limits, Random(0).random)  # noqa: S311
 
-    def set_pool(self, *backends: Backend, name: str = WEB, host: str = "127.0.0.1") -> PoolKey:
+    def set_pool(
+        self, *backends: Backend, name: str = WEB, host: str = "127.0.0.1", affinity_timeout_s: int | None = None
+    ) -> PoolKey:
         """Put the Pool of a ServicePort for the family of a host in force; return its key."""
         key = pool_key(name, family=family_of(ip_address(host)))
-        self.listeners.apply_pool(Pool(key, backends, Balance.ROUND_ROBIN))
+        self.listeners.apply_pool(Pool(key, backends, Balance.ROUND_ROBIN, affinity_timeout_s))
+        self.open_all()
         return key
 
-    def serve(self, *backends: Backend, name: str = WEB, host: str = "127.0.0.1") -> tuple[str, int]:
+    def serve(
+        self, *backends: Backend, name: str = WEB, host: str = "127.0.0.1", affinity_timeout_s: int | None = None
+    ) -> tuple[str, int]:
         """Open a listener on a free port for a Pool of these Backends; return where it listens."""
-        key = ListenerKey(self.set_pool(*backends, name=name, host=host), None)
-        self.listeners.apply_listener(ListenerSpec(key, ip_address(host), 0))
-        assert not self.listeners.open_missing(retry=False)
+        pool = self.set_pool(*backends, name=name, host=host, affinity_timeout_s=affinity_timeout_s)
+        return self.listen(listener_key(name, family=pool.family), route(pool), host=host)
+
+    def listen(self, key: ListenerKey, route: Route, host: str = "127.0.0.1") -> tuple[str, int]:
+        """Open a listener on a free port with a Route that leads to Pools in force; return where it listens."""
+        self.listeners.apply_listener(ListenerSpec(key, ip_address(host), 0), route)
+        self.open_all()
         return self.address(key)
+
+    def open_all(self) -> None:
+        """Open and close what is to be, which must not fail."""
+        assert not self.listeners.open_missing(retry=False)
 
     def address(self, key: ListenerKey) -> tuple[str, int]:
         """Return where a listener that is open listens."""

@@ -27,6 +27,8 @@ class CloseReason(Enum):
     """The same, after one direction had ended."""
     NO_BACKEND = ("P", "D")
     """The Pool became empty between accept and dial."""
+    DENIED = ("P", "A")
+    """The proxy refused the client at accept: a traffic policy or ``loadBalancerSourceRanges`` keep it out."""
     RESOURCE = ("R", "D")
     """This node had no file descriptor or no local port left for a dial."""
     IDLE_OPEN = ("T", "O")

@@ -69,5 +69,7 @@ class EngineCounters:
     """By symbolic name of the errno, as ``EMFILE``."""
     dial_duration: Histogram = field(factory=lambda: Histogram(DIAL_DURATION_BOUNDS_S))
     """Of dials that succeeded."""
+    affinity_evictions: int = 0
+    """Clients that may come to another Backend, as there were more clients than are remembered."""
     unexpected_errors: int = 0
     """Errors that ended a connection and are bugs."""

@@ -1,28 +1,40 @@
 """ListenerSet: all listeners and Pools of this process, changed by whole values.
 
-The caller says what should be (``apply_*``, ``remove_*``) and then calls ``open_missing``, again later for those that
-failed. A Pool that becomes empty has its listening sockets closed, so that clients are refused at once instead of
-being accepted for nothing; the sockets come back with the first Backend. Open connections are never touched by any of
-it.
+The caller says what should be (``apply_*``, ``remove_*``, in any order) and then calls ``open_missing``, again later
+for those that failed. A listener whose Route leads nobody to a Backend is closed, so that clients are refused at once
+instead of being accepted for nothing; it comes back with the first Backend. Open connections are never touched by any
+of it, and neither are clients in the queue of a listener that stays open.
 """
 
-import socket
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
+from weakref import WeakValueDictionary
+
+from attrs import frozen
 
 from userspace_proxy.balance.live_pool import LivePool
+from userspace_proxy.balance.live_pools import LivePools
 from userspace_proxy.config import RelayLimits
+from userspace_proxy.dataplane.counters import ServiceCounters
 from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.sockets import open_listening_socket
 from userspace_proxy.dataplane.tcp_listener import TcpListener
 from userspace_proxy.dataplane.tcp_relay import TcpRelay
 from userspace_proxy.errors import ListenError
-from userspace_proxy.model.names import Family
-from userspace_proxy.plan.state import ListenerKey, ListenerSpec, PolicyClass, Pool, PoolKey
+from userspace_proxy.model.names import ServicePortName
+from userspace_proxy.plan.state import ListenerKey, ListenerSpec, Pool, PoolKey, Route, SourceAddresses
 
 MAX_HOLDERS_NAMED = 4
 """Ports in use for which the holder is looked up in one go: that takes milliseconds each on a node with many
 processes."""
+
+
+@frozen
+class _Wanted:
+    """What a listener should be."""
+
+    spec: ListenerSpec
+    route: Route
 
 
 class ListenerSet:
@@ -32,16 +44,18 @@ class ListenerSet:
         """Start without listeners; ``random`` is handed to the Pools (see ``LivePool``)."""
         self._engine = engine
         self._limits = limits
-        self._random = random
-        self._pools: dict[PoolKey, LivePool] = {}
-        self._specs: dict[ListenerKey, ListenerSpec] = {}
-        self._keys_by_pool: dict[PoolKey, set[ListenerKey]] = defaultdict(set)
+        self._pools = LivePools(random, self._count_eviction)
+        self._wanted: dict[ListenerKey, _Wanted] = {}
+        self._keys: defaultdict[ServicePortName, set[ListenerKey]] = defaultdict(set)
+        """Those of ``_wanted``, by what they serve: its Pools are all that their Routes lead to."""
         self._open: dict[ListenerKey, TcpListener] = {}
-        self._missing: dict[ListenerKey, None] = {}
-        """To be opened at the next opportunity, in this order."""
+        self._doubtful: dict[ListenerKey, None] = {}
+        """To be opened or closed at the next opportunity, in this order, unless they are as they should be."""
         self._failed: dict[ListenerKey, None] = {}
         """Could not be opened."""
         self._relays: set[TcpRelay] = set()
+        self._ended_counters: WeakValueDictionary[ServicePortName, ServiceCounters] = WeakValueDictionary()
+        """Of ServicePorts without a listener, while connections of theirs are open."""
 
     @property
     def open_listeners(self) -> int:
@@ -59,45 +73,48 @@ class ListenerSet:
         return self._failed.keys()
 
     def apply_pool(self, pool: Pool) -> None:
-        """Put a Pool in force for all its listeners."""
-        live = self._pools.get(pool.key)
-        if live is None:
-            self._pools[pool.key] = LivePool(pool, self._random)
-        else:
-            live.replace(pool)
-        for key in self._keys_by_pool.get(pool.key, ()):
-            self._suit(key)
+        """Put a Pool in force for all listeners whose Route leads to it."""
+        self._pools.apply(pool)
+        self._doubt_all(pool.key.service_port)
 
     def remove_pool(self, key: PoolKey) -> None:
-        """Forget a Pool; its listeners are closed or have been."""
-        if self._pools.pop(key, None) is not None:
-            for listener in self._keys_by_pool.get(key, ()):
-                self._suit(listener)
+        """Forget a Pool; Routes that lead to it lead nowhere."""
+        self._pools.remove(key)
+        self._doubt_all(key.service_port)
 
-    def apply_listener(self, spec: ListenerSpec) -> None:
-        """Have a listener at that place, closing the one of the same key elsewhere."""
-        if self._specs.get(spec.key) != spec:
-            self._close(spec.key)
-            self._specs[spec.key] = spec
-            self._keys_by_pool[spec.key.pool].add(spec.key)
-            self._suit(spec.key)
+    def apply_sources(self, sources: SourceAddresses) -> None:
+        """Tell the class of clients by this from now on."""
+        self._pools.apply_sources(sources)
+
+    def apply_listener(self, spec: ListenerSpec, route: Route) -> None:
+        """Have a listener at that place with that Route, closing the one of the same key elsewhere."""
+        key = spec.key
+        wanted = self._wanted.get(key)
+        if wanted is not None and wanted.spec != spec:
+            self._close(key)
+        self._wanted[key] = _Wanted(spec, route)
+        self._keys[key.service_port].add(key)
+        self._doubt(key)
+
+    def apply_route(self, key: ListenerKey, route: Route) -> None:
+        """Give a listener that was applied another Route."""
+        self.apply_listener(self._wanted[key].spec, route)
 
     def remove_listener(self, key: ListenerKey) -> None:
         """Close a listener for good; its connections live on."""
-        if self._specs.pop(key, None) is None:
+        if self._wanted.pop(key, None) is None:
             return
         self._close(key)
-        siblings = self._keys_by_pool[key.pool]
-        siblings.discard(key)
-        if not siblings:
-            del self._keys_by_pool[key.pool]
-        name = key.pool.service_port
-        pool_keys = (PoolKey(name, policy, family) for policy in PolicyClass for family in Family)
-        if not any(pool_key in self._keys_by_pool for pool_key in pool_keys):
-            self._engine.counters.services.pop((str(name), name.protocol), None)
+        name = key.service_port
+        self._keys[name].discard(key)
+        if not self._keys[name]:
+            del self._keys[name]
+            counters = self._engine.counters.services.pop((str(name), name.protocol), None)
+            if counters is not None:
+                self._ended_counters[name] = counters
 
     def open_missing(self, *, retry: bool) -> dict[ListenerKey, ListenError | None]:
-        """Open the listeners that should be open and are not.
+        """Open the listeners that should be open and are not, after closing those that should not be.
 
         Args:
             retry: Try those again that could not be opened before.
@@ -105,25 +122,28 @@ class ListenerSet:
         Returns:
             Those that could not be opened, with the reason, and (None) those opened now that could not be before.
         """
+        for key in list(self._doubtful):
+            if not self._pools.serves(self._wanted[key].route):
+                self._close(key)
         outcomes: dict[ListenerKey, ListenError | None] = {}
-        for key in [*self._missing, *(self._failed if retry else ())]:
-            try:
-                names_holder = key not in self._failed and len(outcomes) < MAX_HOLDERS_NAMED
-                sock = open_listening_socket(self._specs[key], self._limits, names_holder=names_holder)
-                self._start(key, sock)
-            except ListenError as error:
-                self._failed[key] = None
-                outcomes[key] = error
-            else:
-                if key in self._failed:
-                    del self._failed[key]
-                    outcomes[key] = None
-            self._missing.pop(key, None)  # not before: after a bug it is still to be done
+        for key in {**self._doubtful, **(self._failed if retry else {})}:
+            if key not in self._open and (retry or key not in self._failed):
+                try:
+                    names_holder = key not in self._failed and len(outcomes) < MAX_HOLDERS_NAMED
+                    self._start(self._wanted[key], names_holder=names_holder)
+                except ListenError as error:
+                    self._failed[key] = None
+                    outcomes[key] = error
+                else:
+                    if key in self._failed:
+                        del self._failed[key]
+                        outcomes[key] = None
+            self._doubtful.pop(key, None)  # not before: after a bug it is still to be done
         return outcomes
 
     def close_listeners(self) -> None:
         """Accept no more: close every listener; open connections go on."""
-        for key in list(self._specs):
+        for key in list(self._wanted):
             self._close(key)
 
     def abort_relays(self) -> None:
@@ -143,18 +163,21 @@ class ListenerSet:
 
     def pools(self) -> Iterator[tuple[PoolKey, LivePool]]:
         """Iterate over the Pools in force."""
-        return iter(self._pools.items())
+        return self._pools.items()
 
-    def _start(self, key: ListenerKey, sock: socket.socket) -> None:
-        name = key.pool.service_port
+    def _start(self, wanted: _Wanted, *, names_holder: bool) -> None:
+        spec = wanted.spec
+        name = spec.key.service_port
+        sock = open_listening_socket(spec, self._limits, names_holder=names_holder)
         try:
-            self._open[key] = TcpListener(
+            self._open[spec.key] = TcpListener(
                 engine=self._engine,
-                spec=self._specs[key],
+                spec=spec,
                 sock=sock,
-                pool=self._pools[key.pool],
+                pools=self._pools,
+                route=wanted.route,
                 limits=self._limits,
-                counters=self._engine.counters.services[str(name), name.protocol],
+                counters=self._counters_of(name),
                 relays=self._relays,
             )
         except OSError as error:  # epoll_ctl(2)
@@ -163,16 +186,29 @@ class ListenerSet:
                 f"cannot watch the listener of {name}: {error.strerror}; raise fs.epoll.max_user_watches"
             ) from error
 
-    def _suit(self, key: ListenerKey) -> None:
-        """Close a listener whose Pool is empty; note one that has to be opened."""
-        pool = self._pools.get(key.pool)
-        if pool is None or not pool.members:
-            self._close(key)
-        elif key not in self._open and key not in self._failed:
-            self._missing[key] = None
+    def _counters_of(self, name: ServicePortName) -> ServiceCounters:
+        """Return the counters of a ServicePort; if it was gone, and its connections were not: those they count with."""
+        ended = self._ended_counters.pop(name, None)
+        if ended is not None and ended.active:
+            self._engine.counters.services[str(name), name.protocol] = ended
+        return self._engine.counters.services[str(name), name.protocol]
+
+    def _count_eviction(self) -> None:
+        self._engine.counters.affinity_evictions += 1
+
+    def _doubt_all(self, name: ServicePortName) -> None:
+        for key in self._keys.get(name, ()):
+            self._doubt(key)
+
+    def _doubt(self, key: ListenerKey) -> None:
+        """Have a listener that is open follow its Route, and have it looked at whether it should be."""
+        listener = self._open.get(key)
+        if listener is not None:
+            listener.lead(self._wanted[key].route)
+        self._doubtful[key] = None
 
     def _close(self, key: ListenerKey) -> None:
-        self._missing.pop(key, None)
+        self._doubtful.pop(key, None)
         self._failed.pop(key, None)
         listener = self._open.pop(key, None)
         if listener is not None:

@@ -105,7 +105,7 @@ def open_listening_socket(spec: ListenerSpec, limits: RelayLimits, *, names_hold
 
 def _listen_text(spec: ListenerSpec, error: OSError, *, names_holder: bool) -> str:
     """Return what failed, where, why and what to do."""
-    name = spec.key.pool.service_port
+    name = spec.key.service_port
     host = f"[{spec.address}]" if spec.address.version == 6 else str(spec.address)  # noqa: PLR2004
     holder = describe_holder(spec.address, spec.port) if names_holder and error.errno == errno.EADDRINUSE else None
     reason = _reason(error, holder)

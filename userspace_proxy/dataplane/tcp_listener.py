@@ -1,7 +1,8 @@
 """TcpListener: accepts the connections of one listening socket and starts a relay for each.
 
-It never waits for a Backend. Out of descriptors, or at the cap of connections, it stops accepting for a while: clients
-queue in the kernel, nothing spins and nothing is lost.
+Its Route says to which Pool a client is led; a client that there is none for is reset at once. It never waits for a
+Backend. Out of descriptors, or at the cap of connections, it stops accepting for a while: clients queue in the kernel,
+nothing spins and nothing is lost.
 """
 
 import logging
@@ -9,12 +10,13 @@ import socket
 
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.balance.live_pool import LivePool, Member
+from userspace_proxy.balance.live_pools import LivePools
 from userspace_proxy.config import RelayLimits
 from userspace_proxy.dataplane.counters import ServiceCounters
 from userspace_proxy.dataplane.engine import LISTENER_EVENTS, Engine
 from userspace_proxy.dataplane.sockets import ACCEPT_LOST, OUT_OF_CAPACITY, errno_name, set_reset_on_close
 from userspace_proxy.dataplane.tcp_relay import TcpRelay
-from userspace_proxy.plan.state import ListenerSpec
+from userspace_proxy.plan.state import ListenerSpec, Route
 from userspace_proxy.telemetry.log_format import CONNECTION_LOGGER
 
 LOG = logging.getLogger(__name__)
@@ -31,15 +33,18 @@ class TcpListener:
 
     __slots__ = (
         "_burst",
+        "_dialled",
         "_family",
         "_full",
         "_last_poll",
+        "_only_pool",
         "_paused",
+        "_pools",
+        "_route",
         "connections",
         "counters",
         "engine",
         "limits",
-        "pool",
         "relays",
         "sock",
         "spec",
@@ -51,7 +56,8 @@ class TcpListener:
         engine: Engine,
         spec: ListenerSpec,
         sock: socket.socket,
-        pool: LivePool,
+        pools: LivePools,
+        route: Route,
         limits: RelayLimits,
         counters: ServiceCounters,
         relays: set[TcpRelay],
@@ -62,7 +68,8 @@ class TcpListener:
             engine: Watches the socket.
             spec: Says what it serves.
             sock: Listens and is non-blocking; owned from here on.
-            pool: The Backends.
+            pools: The Backends.
+            route: Says for whom they are.
             limits: Bounds each connection.
             counters: Where connections are counted.
             relays: The live relays of all listeners; this one adds and removes its own.
@@ -70,7 +77,7 @@ class TcpListener:
         self.engine = engine
         self.spec = spec
         self.sock: socket.socket | None = sock
-        self.pool = pool
+        self._pools = pools
         self.limits = limits
         self.counters = counters
         self.relays = relays
@@ -83,7 +90,16 @@ class TcpListener:
         """When that was (``Engine.polls``)."""
         self._paused = False
         self._full = False
+        frontend = spec.key.frontend
+        self._dialled = None if frontend is None or frontend.address is None else str(frontend.address)
+        """The address that all clients have dialled; None: there are several."""
+        self.lead(route)
         engine.add(sock.fileno(), self, LISTENER_EVENTS)
+
+    def lead(self, route: Route) -> None:
+        """Put a Route in force for new connections; to be called again when one of its Pools comes or goes."""
+        self._route = route
+        self._only_pool = self._pools.only_pool(route)
 
     def on_event(self, mask: int) -> None:  # noqa: ARG002
         """Accept what is queued, up to a turn's worth."""
@@ -108,28 +124,50 @@ class TcpListener:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in OUT_OF_CAPACITY:
-                    self.pause(error.errno)
-                    return
-                if error.errno not in ACCEPT_LOST:
-                    raise
+                self._accept_failed(error)
+                continue
+            accepted = socket.SocketType(self._family, socket.SOCK_STREAM, 0, fd)
+            pool = self._only_pool or self._choose(accepted, address[:2])
+            if pool is None:
                 continue
             counters.connections += 1
             counters.active += 1
             self.connections += 1
-            accepted = socket.SocketType(self._family, socket.SOCK_STREAM, 0, fd)
             try:
-                TcpRelay(self, accepted, address[:2])
+                TcpRelay(self, pool, accepted, address[:2])
             except OSError as error:
                 if error.errno not in OUT_OF_CAPACITY:
                     raise
-                set_reset_on_close(accepted)
-                accepted.close()
                 counters.active -= 1
-                counters.closed[CloseReason.RESOURCE.value] += 1
                 self.connections -= 1
+                self._refuse(accepted, address[:2], CloseReason.RESOURCE)
                 self.pause(error.errno)
                 return
+
+    def _accept_failed(self, error: OSError) -> None:
+        """Pause where there is no room for another connection; raise what is unexpected."""
+        if error.errno in OUT_OF_CAPACITY:
+            self.pause(error.errno)
+        elif error.errno not in ACCEPT_LOST:
+            raise error
+
+    def _choose(self, accepted: socket.SocketType, client_address: tuple[str, int]) -> LivePool | None:
+        """Return the Pool to which the Route leads a client; without one, reset it."""
+        dialled = self._dialled or accepted.getsockname()[0]
+        pool = self._pools.choose(self._route, client_address[0], dialled)
+        if isinstance(pool, LivePool):
+            return pool
+        self.counters.connections += 1
+        self._refuse(accepted, client_address, pool)
+        return None
+
+    def _refuse(self, accepted: socket.SocketType, client_address: tuple[str, int], reason: CloseReason) -> None:
+        """Reset a client that has no relay."""
+        set_reset_on_close(accepted)
+        accepted.close()
+        self.counters.closed[reason.who, reason.phase] += 1
+        if CONNECTION_LOG.isEnabledFor(logging.INFO):
+            self._log_connection(client_address, reason)
 
     def on_bug(self) -> None:
         """Rest a little, so that what went wrong cannot spin."""
@@ -142,7 +180,7 @@ class TcpListener:
         if not self._paused:
             LOG.warning(
                 "no descriptor or memory for another connection; accepting pauses, clients queue",
-                extra={"service": str(self.spec.key.pool.service_port), "errno": name},
+                extra={"service": str(self.spec.key.service_port), "errno": name},
             )
             self._rest()
 
@@ -185,7 +223,7 @@ class TcpListener:
         counters.active -= 1
         counters.closed[reason.who, reason.phase] += 1
         if CONNECTION_LOG.isEnabledFor(logging.INFO):
-            self._log_connection(relay, reason)
+            self._log_connection(relay.client_address, reason, relay)
         if self._full:
             self._full = False
             self._watch_again()
@@ -211,19 +249,21 @@ class TcpListener:
             sock.shutdown(socket.SHUT_RDWR)
             sock.close()
 
-    def _log_connection(self, relay: TcpRelay, reason: CloseReason) -> None:
+    def _log_connection(
+        self, client_address: tuple[str, int], reason: CloseReason, relay: TcpRelay | None = None
+    ) -> None:
         now_s = self.engine.now_s
-        backend = relay.backend
+        backend = None if relay is None else relay.backend
         CONNECTION_LOG.info(
             "connection ended",
             extra={
-                "service": str(self.spec.key.pool.service_port),
-                "client": "{} port {}".format(*relay.client_address),
+                "service": str(self.spec.key.service_port),
+                "client": "{} port {}".format(*client_address),
                 "backend": None if backend is None else str(backend.member.backend),
                 "reason": str(reason),
-                "dial_duration_s": round((relay.connected_s or now_s) - relay.accepted_s, 6),
-                "duration_s": round(now_s - relay.accepted_s, 6),
-                "bytes_to_backend": relay.client.byte_count,
+                "dial_duration_s": 0.0 if relay is None else round((relay.connected_s or now_s) - relay.accepted_s, 6),
+                "duration_s": 0.0 if relay is None else round(now_s - relay.accepted_s, 6),
+                "bytes_to_backend": 0 if relay is None else relay.client.byte_count,
                 "bytes_to_client": 0 if backend is None else backend.byte_count,
             },
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.balance.dial_plan import Step, next_step
-from userspace_proxy.balance.live_pool import Member
+from userspace_proxy.balance.live_pool import LivePool, Member
 from userspace_proxy.dataplane.engine import RELAY_EVENTS
 from userspace_proxy.dataplane.relay_side import RECV_FLAGS, SEND_FLAGS, Side
 from userspace_proxy.dataplane.sockets import (
@@ -104,15 +104,19 @@ class TcpRelay:
         "is_open",
         "last_tried",
         "listener",
+        "pool",
         "starved",
         "state",
         "tried",
     )
 
-    def __init__(self, listener: "TcpListener", sock: socket.SocketType, client_address: tuple[str, int]) -> None:
-        """Take ownership of an accepted socket and start to dial."""
+    def __init__(
+        self, listener: "TcpListener", pool: LivePool, sock: socket.SocketType, client_address: tuple[str, int]
+    ) -> None:
+        """Take ownership of an accepted socket and start to dial the Members of a Pool."""
         engine = listener.engine
         self.listener = listener
+        self.pool = pool
         self.client_address = client_address
         self.state = DIALLING
         self.is_open = False
@@ -152,7 +156,7 @@ class TcpRelay:
     def _go_on_dialling(self, *, last_failed: bool) -> None:
         listener = self.listener
         now_s = listener.engine.now_s
-        members = listener.pool.members
+        members = self.pool.members
         step = next_step(
             listener.limits,
             untried=len(self.tried) < len(members) or any(member not in self.tried for member in members),
@@ -171,7 +175,7 @@ class TcpRelay:
         listener = self.listener
         engine = listener.engine
         while True:
-            member = listener.pool.pick(self.tried)
+            member = self.pool.pick_for(self.client_address[0], self.tried, engine.now_s)
             if member is None:
                 if not self.dials:
                     self._give_up()
@@ -232,6 +236,8 @@ class TcpRelay:
                 self._drop_dial(other)
         self.dials = ()
         listener.count_connected(dial.member, now_s - dial.dialled_s)
+        if len(self.tried) > 1:
+            self.pool.note_connected(self.client_address[0], dial.member, self.tried, now_s)
         set_nodelay(dial.sock)
         client = self.client
         self.backend = dial

@@ -9,7 +9,7 @@ from ipaddress import IPv6Address, ip_address
 import pytest
 import trio
 from attrs import evolve
-from builders import frontend, pool, pool_key
+from builders import frontend, listener_key, pool, pool_key, route
 from engine_driver import WEB, Proxy, VirtualClock, open_proxy
 from peers import End, Peer, Peers, connect_through, echo, nothing_left_open, open_peers, own_host
 
@@ -18,7 +18,7 @@ from userspace_proxy.config import RelayLimits
 from userspace_proxy.dataplane.listener_set import MAX_HOLDERS_NAMED
 from userspace_proxy.errors import ListenError
 from userspace_proxy.model.names import Family, Protocol
-from userspace_proxy.plan.state import Backend, ListenerKey, ListenerSpec, PolicyClass, Pool
+from userspace_proxy.plan.state import Backend, EndpointScope, ListenerSpec, PolicyClass, Pool, Route
 
 HOST = own_host(1)
 PORT = 8080
@@ -27,7 +27,12 @@ FRONTENDS = [frontend(f"10.96.0.10:{port}") for port in (80, 443)]
 
 def spec(name: str = WEB, host: str = HOST, port: int = PORT) -> ListenerSpec:
     """Return where the one Listener of a ServicePort is."""
-    return ListenerSpec(ListenerKey(pool_key(name), None), ip_address(host), port)
+    return ListenerSpec(listener_key(name), ip_address(host), port)
+
+
+def to(name: str = WEB) -> Route:
+    """Return the Route that leads everybody to the Pool of a ServicePort."""
+    return route(pool_key(name))
 
 
 def pool_of(*backends: Backend, name: str = WEB) -> Pool:
@@ -64,21 +69,20 @@ def occupied() -> Iterator[socket.socket]:
         yield sock
 
 
-async def test_listener_of_a_pool_that_becomes_empty_refuses_until_it_is_not() -> None:
+async def test_e_1_listener_of_a_pool_that_becomes_empty_refuses_until_it_is_not() -> None:
     """No Backend: connection refused, as from a Service without endpoints; what is open lives on, counters go on."""
     async with open_proxy() as proxy, open_peers() as peers:
         backend = peers.listen(echo).backend
         proxy.listeners.apply_pool(pool_of(backend))
-        proxy.listeners.apply_listener(spec())
+        proxy.listeners.apply_listener(spec(), to())
         assert refuses()
         open_all(proxy)
         client = await peers.connect((HOST, PORT))
         await assert_answers(client)
         proxy.listeners.apply_pool(pool_of())
-        assert refuses()
-        assert proxy.listeners.open_listeners == 0
         open_all(proxy)
         assert refuses()
+        assert proxy.listeners.open_listeners == 0
         await assert_answers(client)
         proxy.listeners.apply_pool(pool_of(backend))
         open_all(proxy)
@@ -91,13 +95,14 @@ async def test_listener_and_pool_may_come_in_any_order() -> None:
     """A listener waits for its Pool, and goes with it."""
     async with open_proxy() as proxy, open_peers() as peers:
         wanted = pool_of(peers.listen(echo).backend)
-        proxy.listeners.apply_listener(spec())
+        proxy.listeners.apply_listener(spec(), to())
         open_all(proxy)
         assert refuses()
         proxy.listeners.apply_pool(wanted)
         open_all(proxy)
         await assert_echoes(peers)
         proxy.listeners.remove_pool(wanted.key)
+        open_all(proxy)
         assert refuses()
         assert list(proxy.listeners.pools()) == []
         proxy.listeners.remove_pool(wanted.key)
@@ -112,10 +117,10 @@ async def test_listener_applied_again_unchanged_keeps_its_socket() -> None:
     async with open_proxy(driven=False) as proxy, open_peers() as peers:
         wanted = pool_of(peers.listen(echo).backend)
         proxy.listeners.apply_pool(wanted)
-        proxy.listeners.apply_listener(spec())
+        proxy.listeners.apply_listener(spec(), to())
         open_all(proxy)
         client = await peers.connect((HOST, PORT))
-        proxy.listeners.apply_listener(spec())
+        proxy.listeners.apply_listener(spec(), to())
         proxy.listeners.apply_pool(wanted)
         open_all(proxy)
         async with proxy.driving():
@@ -126,11 +131,11 @@ async def test_listener_that_moves_leaves_its_connections_alone() -> None:
     """A changed spec closes the old place and opens the new one."""
     async with open_proxy() as proxy, open_peers() as peers:
         proxy.listeners.apply_pool(pool_of(peers.listen(echo).backend))
-        proxy.listeners.apply_listener(spec())
+        proxy.listeners.apply_listener(spec(), to())
         open_all(proxy)
         client = await peers.connect((HOST, PORT))
         await assert_answers(client)
-        proxy.listeners.apply_listener(spec(port=PORT + 1))
+        proxy.listeners.apply_listener(spec(port=PORT + 1), to())
         assert refuses()
         open_all(proxy)
         await assert_echoes(peers, port=PORT + 1)
@@ -142,7 +147,7 @@ async def test_listener_that_is_removed_leaves_its_connections_alone_and_takes_i
     """The series of a ServicePort end with its last listener; its connections may still end as they should."""
     async with open_proxy() as proxy, open_peers() as peers:
         proxy.listeners.apply_pool(pool_of(peers.listen(echo).backend))
-        proxy.listeners.apply_listener(spec())
+        proxy.listeners.apply_listener(spec(), to())
         open_all(proxy)
         client = await peers.connect((HOST, PORT))
         await assert_answers(client)
@@ -163,16 +168,19 @@ async def test_counters_of_a_service_port_stay_while_any_of_its_listeners_does()
     """Families, policy classes and several Frontends of one ServicePort are counted together."""
     async with open_proxy() as proxy, open_peers() as peers:
         backend = peers.listen(echo).backend
-        external = pool_key(policy=PolicyClass.EXTERNAL)
-        other_family = pool_key(family=Family.IPV6)
+        keys = [
+            pool_key(),
+            pool_key(scope=EndpointScope.LOCAL),
+            pool_key(family=Family.IPV6),
+        ]
         specs = [
             spec(),
-            ListenerSpec(ListenerKey(external, None), ip_address(HOST), PORT + 1),
-            ListenerSpec(ListenerKey(other_family, None), IPv6Address("::1"), 0),
+            ListenerSpec(listener_key(policy=PolicyClass.EXTERNAL), ip_address(HOST), PORT + 1),
+            ListenerSpec(listener_key(family=Family.IPV6), IPv6Address("::1"), 0),
         ]
-        for wanted in specs:
-            proxy.listeners.apply_pool(Pool(wanted.key.pool, (backend,), pool().balance))
-            proxy.listeners.apply_listener(wanted)
+        for key, wanted in zip(keys, specs, strict=True):
+            proxy.listeners.apply_pool(Pool(key, (backend,), pool().balance))
+            proxy.listeners.apply_listener(wanted, route(key))
         open_all(proxy)
         await assert_echoes(peers)
         await assert_echoes(peers, port=PORT + 1)
@@ -191,7 +199,7 @@ async def test_listeners_of_one_pool_share_its_turns() -> None:
         for number in range(2):
             frontend_spec = spec(port=PORT + number)
             key = evolve(frontend_spec.key, frontend=FRONTENDS[number])
-            proxy.listeners.apply_listener(evolve(frontend_spec, key=key))
+            proxy.listeners.apply_listener(evolve(frontend_spec, key=key), to())
         open_all(proxy)
         for _ in range(3):
             for number in range(2):
@@ -202,13 +210,28 @@ async def test_listeners_of_one_pool_share_its_turns() -> None:
             assert server.accept_nowait() is None
 
 
+async def test_listeners_of_one_pool_close_together() -> None:
+    """A Pool that becomes empty closes all that led to it, and opens them again."""
+    async with open_proxy() as proxy, open_peers() as peers:
+        backend = peers.listen(echo).backend
+        proxy.listeners.apply_pool(pool_of(backend))
+        for number in range(2):
+            key = listener_key(frontend=FRONTENDS[number])
+            proxy.listeners.apply_listener(evolve(spec(port=PORT + number), key=key), to())
+        for backends, is_open in (((backend,), True), ((), False), ((backend,), True)):
+            proxy.listeners.apply_pool(pool_of(*backends))
+            open_all(proxy)
+            assert [refuses(port=PORT + number) for number in range(2)] == [not is_open] * 2
+
+
 async def test_listener_at_a_port_in_use_fails_alone_and_opens_once_it_is_free(occupied: socket.socket) -> None:
     """The failure says where, for whom and because of whom; all others open; a later retry succeeds and says so."""
     async with open_proxy() as proxy, open_peers() as peers:
         backend = peers.listen(echo).backend
         for wanted in (spec(), spec("shop/other:http", port=PORT + 1)):
-            proxy.listeners.apply_pool(pool_of(backend, name=str(wanted.key.pool.service_port)))
-            proxy.listeners.apply_listener(wanted)
+            name = str(wanted.key.service_port)
+            proxy.listeners.apply_pool(pool_of(backend, name=name))
+            proxy.listeners.apply_listener(wanted, to(name))
         outcomes = proxy.listeners.open_missing(retry=False)
         assert list(outcomes) == list(proxy.listeners.failed) == [spec().key]
         error = outcomes[spec().key]
@@ -227,12 +250,23 @@ async def test_listener_at_a_port_in_use_fails_alone_and_opens_once_it_is_free(o
         assert proxy.listeners.open_missing(retry=True) == {}
 
 
+async def test_listener_that_failed_is_not_tried_again_by_a_change_of_endpoints(occupied: socket.socket) -> None:
+    """Endpoints may change many times a second: only a retry tries again."""
+    async with open_proxy() as proxy, open_peers() as peers:
+        proxy.listeners.apply_pool(pool_of(peers.listen(echo).backend))
+        proxy.listeners.apply_listener(spec(), to())
+        assert list(proxy.listeners.open_missing(retry=False)) == [spec().key]
+        proxy.listeners.apply_pool(pool_of(peers.listen(echo).backend))
+        open_all(proxy)
+        assert list(proxy.listeners.failed) == [spec().key]
+
+
 @pytest.mark.parametrize("change", ["removed", "pool empty"])
 async def test_listener_taken_back_before_it_was_opened_is_not_opened(change: str) -> None:
     """Changes that cancel each other leave nothing to be done."""
     async with open_proxy() as proxy, open_peers() as peers:
         proxy.listeners.apply_pool(pool_of(peers.listen(echo).backend))
-        proxy.listeners.apply_listener(spec())
+        proxy.listeners.apply_listener(spec(), to())
         if change == "removed":
             proxy.listeners.remove_listener(spec().key)
         else:
@@ -249,12 +283,12 @@ async def test_listener_that_failed_and_is_not_wanted_any_more_is_forgotten(
     """No retry opens what has been taken back meanwhile."""
     async with open_proxy() as proxy, open_peers() as peers:
         proxy.listeners.apply_pool(pool_of(peers.listen(echo).backend))
-        proxy.listeners.apply_listener(spec())
+        proxy.listeners.apply_listener(spec(), to())
         assert list(proxy.listeners.open_missing(retry=False)) == [spec().key]
         if change == "removed":
             proxy.listeners.remove_listener(spec().key)
         elif change == "moved":
-            proxy.listeners.apply_listener(spec(port=PORT + 1))
+            proxy.listeners.apply_listener(spec(port=PORT + 1), to())
         else:
             proxy.listeners.apply_pool(pool_of())
         occupied.close()
@@ -273,7 +307,7 @@ async def test_listeners_at_many_ports_in_use_name_only_some_holders() -> None:
             for number in range(MAX_HOLDERS_NAMED + 2):
                 name = f"shop/web{number}:http"
                 proxy.listeners.apply_pool(pool_of(backend, name=name))
-                proxy.listeners.apply_listener(spec(name, port=PORT + number))
+                proxy.listeners.apply_listener(spec(name, port=PORT + number), to(name))
             texts = [str(error) for error in proxy.listeners.open_missing(retry=False).values()]
             assert sum("in use by pid" in text for text in texts) == MAX_HOLDERS_NAMED
             assert sum("in use by another process" in text for text in texts) == 2
@@ -283,7 +317,7 @@ async def test_report_bytes_counts_connections_that_are_still_open() -> None:
     """A scrape in the middle of a long connection sees its bytes, and none of them twice."""
     async with open_proxy() as proxy, open_peers() as peers:
         proxy.listeners.apply_pool(pool_of(peers.listen(echo).backend))
-        proxy.listeners.apply_listener(spec())
+        proxy.listeners.apply_listener(spec(), to())
         open_all(proxy)
         client = await peers.connect((HOST, PORT))
         for rounds in range(1, 4):
@@ -314,7 +348,7 @@ async def test_close_listeners_accepts_no_more_and_leaves_connections_alone() ->
         async with open_proxy() as proxy, open_peers() as peers:
             server = peers.listen()
             proxy.listeners.apply_pool(pool_of(server.backend))
-            proxy.listeners.apply_listener(spec())
+            proxy.listeners.apply_listener(spec(), to())
             open_all(proxy)
             client, backend = await connect_through(peers, (HOST, PORT), server)
             counters = proxy.counters()

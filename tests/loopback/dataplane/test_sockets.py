@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from builders import pool_key
+from builders import listener_key
 from peers import descriptors_left, nothing_left_open, own_host
 
 from userspace_proxy.config import RelayLimits
@@ -22,7 +22,7 @@ from userspace_proxy.dataplane.sockets import (
     open_listening_socket,
 )
 from userspace_proxy.errors import ListenError
-from userspace_proxy.plan.state import ListenerKey, ListenerSpec
+from userspace_proxy.plan.state import ListenerSpec
 
 HOST = own_host(2)
 NOBODY = 65534
@@ -32,7 +32,7 @@ PRIVILEGED_PORT = max(0, int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start
 
 def spec(host: str, port: int = 0) -> ListenerSpec:
     """Return the place of a listener."""
-    return ListenerSpec(ListenerKey(pool_key(), None), ip_address(host), port)
+    return ListenerSpec(listener_key(), ip_address(host), port)
 
 
 def failure(host: str, port: int, *, names_holder: bool = False) -> str:

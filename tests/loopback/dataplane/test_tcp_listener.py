@@ -12,16 +12,15 @@ from itertools import pairwise
 
 import pytest
 import trio
-from builders import pool, pool_key
+from builders import listener_key, pool, route
 from engine_driver import WEB, Proxy, VirtualClock, open_proxy
 from peers import End, Peer, descriptors_left, echo, open_peers
 
 from userspace_proxy.balance.close_reason import CloseReason
-from userspace_proxy.balance.live_pool import LivePool
 from userspace_proxy.config import RelayLimits
 from userspace_proxy.dataplane.tcp_listener import ACCEPTS_PER_EVENT, PAUSE_S, TcpListener
 from userspace_proxy.dataplane.tcp_relay import OPEN
-from userspace_proxy.plan.state import ListenerKey, ListenerSpec
+from userspace_proxy.plan.state import ListenerSpec
 
 LISTENER_LOG = "userspace_proxy.dataplane.tcp_listener"
 CONNECTION_LOG = "userspace_proxy.connections"
@@ -149,9 +148,9 @@ async def test_listener_that_cannot_be_watched_fails_alone_and_opens_once_there_
     """No room in epoll for a listener is a failure like a port in use: told, no socket left, tried again."""
     async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         epoll = fill_epoll(proxy, room=0)
-        spec = ListenerSpec(ListenerKey(pool_key(WEB), None), IPv4Address("127.0.0.1"), 0)
+        spec = ListenerSpec(listener_key(WEB), IPv4Address("127.0.0.1"), 0)
         proxy.listeners.apply_pool(pool(str(peers.listen(echo).backend)))
-        proxy.listeners.apply_listener(spec)
+        proxy.listeners.apply_listener(spec, route())
         outcomes = proxy.listeners.open_missing(retry=False)
         assert list(outcomes) == [spec.key]
         assert "fs.epoll.max_user_watches" in str(outcomes[spec.key])
@@ -254,9 +253,10 @@ def failing_listener(proxy: Proxy, *numbers: int) -> Iterator[TcpListener]:
     sock.fail_with(*numbers)
     listener = TcpListener(
         engine=proxy.engine,
-        spec=ListenerSpec(ListenerKey(pool_key(), None), IPv4Address("127.0.0.1"), 0),
+        spec=ListenerSpec(listener_key(), IPv4Address("127.0.0.1"), 0),
         sock=sock,
-        pool=LivePool(pool(), lambda: 0.0),
+        pools=proxy.listeners._pools,
+        route=route(),
         limits=RelayLimits(),
         counters=proxy.counters(),
         relays=proxy.listeners._relays,

@@ -53,7 +53,7 @@ async def test_dial_that_is_refused_goes_on_to_the_next_backend_at_once() -> Non
         assert proxy.counters().dials == {"refused": 2, "connected": 1}
 
 
-async def test_dial_that_fails_everywhere_resets_the_client() -> None:
+async def test_e_5_dial_that_fails_everywhere_resets_the_client() -> None:
     """Each Backend is dialled once, then the client sees RST and not a clean end."""
     async with open_proxy(HEDGED, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         client = await peers.connect(proxy.serve(peers.refuse(FIRST), peers.refuse(SECOND), UNREACHABLE))
