@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,13 +30,40 @@ _COMMAND_TIMEOUT_S = 30.0
 _DIAL = """
 import socket, sys
 try:
-    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3) as client:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[3])) as client:
         with client.makefile() as stream:
             print(stream.read(), end="")
 except OSError as error:
     print(type(error).__name__, end="")
 """
 
+_DIAL_ALL = """
+import errno, json, select, socket, sys, time
+outcomes, dialled = dict.fromkeys(sys.argv[2:], "TimeoutError"), {}
+def settle(client, target, error):
+    try:
+        if error:
+            raise OSError(error, "")
+        client.settimeout(5)
+        with client.makefile() as stream:
+            outcomes[target] = "served" if stream.read() else "closed"
+    except OSError as error:
+        outcomes[target] = type(error).__name__
+for target in outcomes:
+    host, _, port = target.rpartition(":")
+    client = socket.socket(socket.AF_INET6 if "[" in host else socket.AF_INET)
+    client.setblocking(False)
+    error = client.connect_ex((host.strip("[]"), int(port)))
+    if error in (0, errno.EINPROGRESS):
+        dialled[client] = target
+    else:
+        settle(client, target, error)
+deadline = time.monotonic() + float(sys.argv[1])
+while dialled and (rest := deadline - time.monotonic()) > 0:
+    for client in select.select([], list(dialled), [], rest)[1]:
+        settle(client, dialled.pop(client), client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+print(json.dumps(outcomes))
+"""
 _NODE_LINKS = """
 link set lo up
 link add eth0 type veth peer name eth0 netns {outside}
@@ -149,13 +176,23 @@ class Namespace:
         """Set a sysctl that belongs to the namespace, as ``net/ipv4/ip_forward``."""
         self.run("sh", "-c", f"echo {value} > /proc/sys/{path}")
 
-    def dial(self, address: str, port: int) -> str:
+    def dial(self, address: str, port: int, *, timeout_s: float = 3) -> str:
         """Connect by TCP, send nothing, and return what the other side says until it closes.
 
         If there is no connection, return the name of Python's exception: ``ConnectionRefusedError``,
-        ``TimeoutError`` (after 3 s), ``OSError`` (no route).
+        ``TimeoutError`` (nobody answers), ``OSError`` (no route).
         """
-        return self.run(sys.executable, "-I", "-S", "-c", _DIAL, address, str(port)).stdout
+        return self.run(sys.executable, "-I", "-S", "-c", _DIAL, address, str(port), str(timeout_s)).stdout
+
+    def dial_all(self, targets: Iterable[str], *, timeout_s: float = 0.7) -> dict[str, str]:
+        """Connect to several ``address:port`` at once, and return what has become of each.
+
+        ``served`` where somebody says something, ``closed`` where nobody does, else the name of Python's exception, as
+        ``dial`` returns it. The time-out is for connecting: its default is less than the first retransmission takes.
+        """
+        said = self.run(sys.executable, "-I", "-S", "-c", _DIAL_ALL, str(timeout_s), *targets).stdout
+        outcomes: dict[str, str] = json.loads(said)
+        return outcomes
 
     def close(self) -> None:
         """End what was started inside and delete the namespace with its links."""
@@ -197,6 +234,7 @@ class Node(Namespace):
         """Connect a pod by an interface of the node that has no IPv4 address."""
         self.ip(f"link add {interface} type veth peer name eth0 netns {pod.name}")
         self.set_sysctl(f"net/ipv4/conf/{interface}/proxy_arp", 1)
+        self.set_sysctl(f"net/ipv4/neigh/{interface}/proxy_delay", 0)  # else it answers after up to 0.8 s
         self.ip(
             f"""
             link set {interface} addrgenmode none
@@ -294,17 +332,15 @@ def _ip(*arguments: str) -> str:
 
 def _normalise_saved(saved: str) -> Iterator[str]:
     """Yield the lines of iptables-save that count, each with its table."""
-    table = ""
-    lines = saved.splitlines()
-    for line in lines:
-        if line.startswith("*"):
-            table = line
-        elif line.startswith(":"):
-            name, policy, _counters = line[1:].split()
-            if policy != "ACCEPT" or any(other.startswith(f"-A {name} ") for other in lines):
-                yield f"{table} :{name} {policy}"
-        elif line.startswith("-"):
-            yield f"{table} {line}"
+    for text in re.split(r"^(?=\*)", saved, flags=re.MULTILINE)[1:]:
+        table, *lines = text.splitlines()
+        for line in lines:
+            if line.startswith(":"):
+                name, policy, _counters = line[1:].split()
+                if policy != "ACCEPT" or any(other.startswith(f"-A {name} ") for other in lines):
+                    yield f"{table} :{name} {policy}"
+            elif line.startswith("-"):
+                yield f"{table} {line}"
 
 
 def _normalise_nft(listed: list[dict[str, Any]]) -> list[str]:

@@ -1,9 +1,10 @@
 """Steering as a process of its own, with a Listener for each Placement that says which Frontend it serves.
 
-Run inside a namespace. ``steering_driver.py KIND STATE_DIR`` prints how steering was chosen as JSON, then reads JSON
-lists of Frontends (``10.96.0.10:80``, all of one Service) from its input; for each it opens the Listeners, applies,
-and answers with the Placements as JSON. SIGTERM closes steering. ``steering_driver.py cleanup|dry-run`` cleans up and
-prints the report. A SteeringError is printed as JSON, too, and ends it with status 1.
+Run inside a namespace. ``steering_driver.py KIND STATE_DIR`` prints how steering was chosen as JSON, then reads lines
+of JSON from its input (see ``steering_process.Driver.apply``), each with all Frontends of one Service; for each line it
+opens and closes Listeners, applies, and answers with the Placements as JSON. SIGTERM closes steering.
+``steering_driver.py cleanup|dry-run`` cleans up and prints the report. A SteeringError is printed as JSON, too, and
+ends it with status 1.
 """
 
 import json
@@ -13,7 +14,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,21 @@ from attrs import asdict
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from builders import frontend
+from builders import frontend, node_port_frontend, pool_key
 
 from userspace_proxy.config import Config, SteeringKind
 from userspace_proxy.errors import SteeringError
-from userspace_proxy.plan.state import ListenerSpec
+from userspace_proxy.model.names import Family
+from userspace_proxy.plan.state import (
+    Frontend,
+    FrontendKind,
+    ListenerSpec,
+    Restrictions,
+    Route,
+    SourceClass,
+    Target,
+    Verdict,
+)
 from userspace_proxy.steering.base import Steering
 from userspace_proxy.steering.cleanup import cleanup
 from userspace_proxy.steering.probe import choose_steering
@@ -49,32 +60,61 @@ async def run_driver(kind: SteeringKind, state_dir: Path) -> None:
 
 
 async def run_commands(steering: Steering, nursery: trio.Nursery) -> None:
-    """Bring each list of Frontends into force that comes in."""
-    opened: set[ListenerSpec] = set()
+    """Bring into force what each line asks for."""
+    opened: dict[ListenerSpec, trio.CancelScope] = {}
     async with aclosing(read_lines()) as lines:
         async for line in lines:
-            placements = steering.place([frontend(at, f"shop/web:{at}") for at in json.loads(line)])
-            for placement in placements:
-                if placement.listener not in opened:
-                    opened.add(placement.listener)
-                    nursery.start_soon(run_listener, placement.listener, str(placement.frontend))
+            command = json.loads(line)
+            routes = {build_frontend(asked): build_route(asked) for asked in command["frontends"]}
+            restrictions = Restrictions(
+                {at: route for at, route in routes.items() if not route.is_same_for_all or not route.pools},
+                tuple(ip_network(one) for one in command["pod_networks"]),
+                frozenset(command["health_check_ports"]),
+            )
+            placements = steering.place(routes)
+            wanted = {one.listener: str(one.frontend) for one in placements if routes[one.frontend].pools}
+            for spec in opened.keys() - wanted.keys():
+                opened.pop(spec).cancel()
+            for spec, greeting in wanted.items():
+                if spec not in opened:
+                    opened[spec] = await nursery.start(run_listener, spec, greeting)
             try:
-                await steering.apply(placements)
+                await steering.apply(placements, restrictions)
             except SteeringError as error:
                 say({"error": str(error)})
             else:
                 say({str(placement.frontend): placement.listens_at for placement in placements})
 
 
-async def run_listener(spec: ListenerSpec, greeting: str) -> None:
-    """Greet each client and close."""
+def build_frontend(asked: dict[str, Any]) -> Frontend:
+    """Return the Frontend a command asks for; a NodePort is at all addresses if its own is unspecified."""
+    name = f"shop/web:{asked['at']}"
+    found = frontend(asked["at"], name, FrontendKind(asked["kind"]))
+    if found.kind is FrontendKind.NODE_PORT and found.address is not None and found.address.is_unspecified:
+        return node_port_frontend(found.port, name, found.family)
+    return found
+
+
+def build_route(asked: dict[str, Any]) -> Route:
+    """Return the Route a command asks for: those it does not serve are dropped, or refused if it serves nobody."""
+    pool = pool_key(family=Family.IPV6 if asked["at"].startswith("[") else Family.IPV4)
+    other = Verdict.REJECT if asked["is_refused"] else Verdict.DROP
+    targets: dict[str, Target] = {name: pool if name in asked["serves"] else other for name in SourceClass}
+    return Route(
+        targets["pod"], targets["host"], targets["outside"], tuple(ip_network(one) for one in asked["source_ranges"])
+    )
+
+
+async def run_listener(spec: ListenerSpec, greeting: str, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    """Greet each client and close, until the scope that is reported is cancelled."""
     family = socket.AF_INET if isinstance(spec.address, IPv4Address) else socket.AF_INET6
-    with trio.socket.socket(family, socket.SOCK_STREAM) as listening:
+    with trio.CancelScope() as scope, trio.socket.socket(family, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         await listening.bind((str(spec.address), spec.port))
         listening.listen()
+        task_status.started(scope)
         while True:
             client, _ = await listening.accept()
             with client:

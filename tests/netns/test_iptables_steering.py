@@ -1,59 +1,18 @@
 """iptables steering in the kernel: who gets where, what is left, what of others' is touched."""
 
-import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from netns.nodes import Namespace, Node, open_namespace, open_node, wait_until
+from netns.nodes import Node, open_namespace, open_node, wait_until
+from netns.steering_process import Driver, clean_up
 
 pytestmark = pytest.mark.netns
 
-DRIVER = Path(__file__).with_name("steering_driver.py")
 FRONTENDS = ["10.96.0.10:80", "[fd00:96::a]:80"]
 NO_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 NO_PATH = ("env", "PATH=/nonexistent")
-
-
-class Driver:
-    """Steering in a process of its own on a node (see ``steering_driver.py``)."""
-
-    def __init__(self, node: Namespace, state_dir: Path, kind: str = "iptables", prefix: tuple[str, ...] = ()) -> None:
-        self._process = node.start(*prefix, sys.executable, DRIVER, kind, state_dir)
-        self.chosen = self._read()
-
-    def apply(self, frontends: list[str]) -> dict[str, Any]:
-        """Bring Frontends into force and return where each is listened for."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(frontends) + "\n")
-        return self._read()
-
-    def terminate(self) -> int:
-        """End it as SIGTERM does, and return its exit status."""
-        self._process.terminate()
-        return self._process.wait(timeout=20)
-
-    def kill(self) -> None:
-        """End it without a chance to remove anything."""
-        self._process.kill()
-        self._process.wait()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the driver has ended; its traceback is on stderr"
-        said: dict[str, Any] = json.loads(line)
-        return said
-
-
-def clean_up(node: Node, *, dry_run: bool = False, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Run cleanup on a node and return its report."""
-    done = node.run(*prefix, sys.executable, DRIVER, "dry-run" if dry_run else "cleanup")
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
 
 
 @pytest.fixture(scope="module", params=["nft", "legacy"])

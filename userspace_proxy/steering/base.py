@@ -14,7 +14,7 @@ from attrs import frozen
 
 from userspace_proxy.config import SteeringKind
 from userspace_proxy.model.names import Family, IPAddress
-from userspace_proxy.plan.state import Frontend, FrontendKind, ListenerKey, ListenerSpec, PoolKey
+from userspace_proxy.plan.state import Frontend, FrontendKind, ListenerKey, ListenerSpec, Restrictions
 
 WILDCARD: Mapping[Family, IPAddress] = {Family.IPV4: IPv4Address("0.0.0.0"), Family.IPV6: IPv6Address("::")}  # noqa: S104
 
@@ -49,7 +49,10 @@ class Steering(ABC):
     clients_dial_listener: ClassVar[bool] = False
     """True: nothing leads from a cluster address to its Listener, so users have to be told where to dial instead."""
     refused_families: Mapping[Family, str] = {}
-    """Families whose cluster addresses this kind cannot serve here, each with the reason; ``place`` leaves them out."""
+    """Families whose cluster, external and load balancer addresses this kind cannot serve here, each with the reason;
+    ``place`` leaves them out."""
+    unfiltered_families: Mapping[Family, str] = {}
+    """Families in which this kind would drop packets but cannot here, each with the reason; Listeners reset instead."""
 
     @abstractmethod
     def place(self, frontends: Iterable[Frontend]) -> tuple[Placement, ...]:
@@ -59,19 +62,21 @@ class Steering(ABC):
             frontends: All Frontends of one Service: a kind may have to choose between them.
 
         Returns:
-            In the order of ``frontends``, without those that this kind does not serve: cluster addresses under
-            ``none``, those of a refused family, the IPv6 ones of a port under ``loopback`` if it has an IPv4 one.
+            In the order of ``frontends``, without those that this kind does not serve: under ``none`` all but
+            NodePorts, those of a refused family, under ``loopback`` external and load balancer addresses, and the IPv6
+            ones of a port that has an IPv4 one.
 
         Raises:
             SteeringError: no proxy port or address is left; the sentence names the setting.
         """
 
     @abstractmethod
-    async def apply(self, placements: Iterable[Placement]) -> None:
+    async def apply(self, placements: Iterable[Placement], restrictions: Restrictions) -> None:
         """Bring the whole of ``placements`` into force, and nothing else; a repeated call changes nothing.
 
         Args:
             placements: Those of all Services. What was placed and is not among them counts as gone.
+            restrictions: Who is to be kept away from some of them. A kind without rules leaves that to Listeners.
 
         Raises:
             SteeringError: it is not in force; what was in force before still is, and a later call may succeed.
@@ -96,14 +101,14 @@ class Steering(ABC):
         """
 
 
-def pool_key(frontend: Frontend) -> PoolKey:
-    """Return the key of the Pool behind a Frontend."""
-    return PoolKey(frontend.service_port, frontend.policy, frontend.family)
+def listener_key(frontend: Frontend, *, is_shared: bool) -> ListenerKey:
+    """Return the key of the Listener for a Frontend: one of its own, or that of all with the same Route."""
+    return ListenerKey(frontend.service_port, frontend.policy, frontend.family, None if is_shared else frontend)
 
 
 def node_port_placement(frontend: Frontend) -> Placement | None:
-    """Return where a NodePort is bound, in every kind: directly, on all addresses; None for other Frontends."""
+    """Return where a NodePort is bound, in every kind: directly, on its addresses; None for other Frontends."""
     if frontend.kind is not FrontendKind.NODE_PORT:
         return None
-    key = ListenerKey(pool_key(frontend), frontend)
-    return Placement(frontend, ListenerSpec(key, WILDCARD[frontend.family], frontend.port))
+    address = WILDCARD[frontend.family] if frontend.address is None else frontend.address
+    return Placement(frontend, ListenerSpec(listener_key(frontend, is_shared=False), address, frontend.port))

@@ -1,6 +1,6 @@
 """The text of our iptables rules, written and read back. Pure: runs nothing and knows no node.
 
-All chains are in table nat::
+What leads packets is in table nat; ``iptables_filter`` has what keeps clients away::
 
     PREROUTING -> USP-PREROUTING -> USP-REDIRECT (from interfaces with an address)
                                  -> USP-DNAT     (from all others)
@@ -21,7 +21,7 @@ from itertools import pairwise
 from attrs import field, frozen
 
 from userspace_proxy.model.names import Family
-from userspace_proxy.plan.state import SteeringRule
+from userspace_proxy.plan.state import Frontend, SteeringRule
 
 PREFIX = "USP-"
 """All our chains start with it, and no others may."""
@@ -30,15 +30,17 @@ PROBE_PREFIX = f"{PREFIX}PROBE-"
 PREROUTING = f"{PREFIX}PREROUTING"
 REDIRECT = f"{PREFIX}REDIRECT"
 DNAT = f"{PREFIX}DNAT"
-JUMPS = (f"PREROUTING -j {PREROUTING}", f"OUTPUT -j {REDIRECT}")
-"""The rules in built-in chains, without the leading ``-A``."""
+INPUT = f"{PREFIX}INPUT"
+FROM_INPUT = "INPUT -m conntrack --ctstate NEW -j"
+JUMPS = {"nat": (f"PREROUTING -j {PREROUTING}", f"OUTPUT -j {REDIRECT}"), "filter": (f"{FROM_INPUT} {INPUT}",)}
+"""The rules in built-in chains, by table, without the leading ``-A`` and as iptables-save writes them."""
 
 Chains = Mapping[str, tuple[str, ...]]
 """Our chains by name, with the text of their rules behind ``-A NAME``."""
 
-_PROBED_ADDRESS = {Family.IPV4: "192.0.2.0/32", Family.IPV6: "100::/128"}
+PROBED_ADDRESS = {Family.IPV4: "192.0.2.0", Family.IPV6: "100::"}
 """Nobody dials these: RFC 5737 (documentation; the network's own address) and RFC 6666 (discard prefix)."""
-_PROBED_PORT = 9
+PROBED_PORT = 9
 _PROBED_TARGET = "192.0.2.0:9"
 _SAFE_INTERFACE = re.compile(r"[A-Za-z0-9_.@:-]+")
 """Others, with ``+`` (iptables' wildcard) or quotes, count as unknown interfaces."""
@@ -58,7 +60,7 @@ def build_nat_chains(
         interfaces: Those with an IPv4 address.
         node_address: Where packets from all other interfaces are led; None: they cannot be led anywhere.
     """
-    matches = sorted((_match(rule), rule.proxy_port) for rule in rules)
+    matches = sorted((match_destination(rule.frontend), rule.proxy_port) for rule in rules)
     redirect = tuple(f"{match} -j REDIRECT --to-ports {port}" for match, port in matches)
     if family is Family.IPV6 or node_address is None:
         return {PREROUTING: (f"-g {REDIRECT}",), REDIRECT: redirect}
@@ -108,50 +110,51 @@ def is_in_use(saved: str) -> bool:
     return re.search(r"^(-A |:\S+ - )", saved, re.MULTILINE) is not None
 
 
-def replace_text(found: OwnRules, chains: Chains) -> str:
-    """Return the input for ``iptables-restore --noflush`` that makes ``chains`` all that table nat has of ours.
+def replace_text(table: str, found: OwnRules, chains: Chains) -> str:
+    """Return the input for ``iptables-restore --noflush`` that makes ``chains`` all that a table has of ours.
 
     Args:
+        table: ``nat`` or ``filter``.
         found: What is there now. Jumps that are as they should be stay where they are: whoever came in front of
             them did so on purpose.
-        chains: What should be.
+        chains: What should be; without any there are no jumps either.
     """
-    lines = ["*nat"]
+    lines = [f"*{table}"]
     vanished = found.chains.keys() - chains.keys()
     lines += [f":{name} - [0:0]" for name in (*chains, *sorted(vanished))]
     lines += [f"-A {name} {rule}" for name, rules in chains.items() for rule in rules]
-    if sorted(found.jumps) != sorted(JUMPS):
+    jumps = JUMPS[table] if chains else ()
+    if sorted(found.jumps) != sorted(jumps):
         lines += [f"-D {jump}" for jump in found.jumps]
-        lines += [f"-I {jump}" for jump in JUMPS]
+        lines += [f"-I {jump}" for jump in jumps]
     lines += [f"-X {name}" for name in sorted(vanished)]
     return "\n".join([*lines, "COMMIT", ""])
 
 
 def remove_text(table: str, found: OwnRules) -> str:
     """Return the input for ``iptables-restore --noflush`` that removes ``found`` from a table, and nothing else."""
-    lines = [f"*{table}"]
-    lines += [f":{name} - [0:0]" for name in found.chains]
-    lines += [f"-D {jump}" for jump in found.jumps]
-    lines += [f"-X {name}" for name in found.chains]
-    return "\n".join([*lines, "COMMIT", ""])
+    return replace_text(table, found, {})
 
 
 def build_probe(family: Family, process_id: int) -> tuple[str, str]:
     """Return inputs for ``iptables-restore --noflush``: the least that steering needs, and its removal."""
     name = f"{PROBE_PREFIX}{process_id}"
     found = OwnRules({name: 1}, [f"PREROUTING -j {name}", f"OUTPUT -j {name}"])
-    match = f"-d {_PROBED_ADDRESS[family]} -p tcp -m tcp --dport {_PROBED_PORT}"
-    lines = ["*nat", f":{name} - [0:0]", f"-A {name} {match} -j REDIRECT --to-ports {_PROBED_PORT}"]
+    match = f"-d {PROBED_ADDRESS[family]} -p tcp -m tcp --dport {PROBED_PORT}"
+    lines = ["*nat", f":{name} - [0:0]", f"-A {name} {match} -j REDIRECT --to-ports {PROBED_PORT}"]
     if family is Family.IPV4:
         lines += [f"-A {name} {match} -j DNAT --to-destination {_PROBED_TARGET}"]
     lines += [f"-I {jump}" for jump in found.jumps]
     return "\n".join([*lines, "COMMIT", ""]), remove_text("nat", found)
 
 
-def _match(rule: SteeringRule) -> str:
-    protocol = rule.frontend.protocol.lower()
-    bits = 128 if rule.frontend.family is Family.IPV6 else 32
-    return f"-d {rule.frontend.address}/{bits} -p {protocol} -m {protocol} --dport {rule.frontend.port}"
+def match_destination(frontend: Frontend) -> str:
+    """Return the match for packets that are, at this moment, on their way to the address and port of a Frontend."""
+    protocol = frontend.protocol.lower()
+    match = f"-p {protocol} -m {protocol} --dport {frontend.port}"
+    if frontend.address is None:
+        return match
+    return f"-d {frontend.address}/{frontend.address.max_prefixlen} {match}"
 
 
 def _target(rule: str) -> str:

@@ -1,6 +1,6 @@
 """The iptables binaries: which there are, how they are run, what their complaints mean. Knows no rule of ours.
 
-Entry points: ``find_tools``, ``choose_tool``.
+Entry points: ``find_tools``, ``choose_tool``, ``try_filter``.
 """
 
 import os
@@ -16,6 +16,7 @@ from attrs import frozen
 
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import Family
+from userspace_proxy.steering.iptables_filter import build_filter_probe
 from userspace_proxy.steering.iptables_rules import build_probe, is_in_use
 
 LOCK_WAIT_S = 5
@@ -121,7 +122,7 @@ async def choose_tool(family: Family) -> Tool:
     reasons = []
     for tool in await _by_preference(tools):
         try:
-            await _probe(tool)
+            await _probe(tool, build_probe(tool.family, os.getpid()))
         except SteeringError as error:
             reasons.append(str(error))
             if str(error) == _NOT_PERMITTED:  # all variants need the same right
@@ -129,6 +130,15 @@ async def choose_tool(family: Family) -> Tool:
         else:
             return tool
     raise SteeringError("; ".join(reasons))
+
+
+async def try_filter(tool: Tool) -> None:
+    """Install and remove the rules that keeping clients away would need.
+
+    Raises:
+        SteeringError: it does not work here, for want of table filter or of the conntrack match; one clause says why.
+    """
+    await _probe(tool, build_filter_probe(tool.family, os.getpid()))
 
 
 async def _by_preference(tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
@@ -147,13 +157,17 @@ async def _has_rules(tool: Tool) -> bool:
         return False
 
 
-async def _probe(tool: Tool) -> None:
-    """Install and remove the smallest rule that steering would use.
+async def _probe(tool: Tool, texts: tuple[str, str]) -> None:
+    """Install something and remove it.
+
+    Args:
+        tool: What with.
+        texts: What to install, and its removal.
 
     Raises:
         SteeringError: it does not work here; one clause says why.
     """
-    install, remove = build_probe(tool.family, os.getpid())
+    install, remove = texts
     with trio.CancelScope(shield=True):  # bounded by the commands' own time-outs; a probe leaves nothing
         await tool.restore(install)
         await tool.restore(remove)

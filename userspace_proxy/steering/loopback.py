@@ -16,9 +16,9 @@ import trio
 from userspace_proxy.config import SteeringKind
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import Family, Protocol, ServicePortName
-from userspace_proxy.plan.state import Frontend, FrontendKind, ListenerKey, ListenerSpec
+from userspace_proxy.plan.state import Frontend, FrontendKind, ListenerSpec, Restrictions
 from userspace_proxy.steering.assignments import Assignments
-from userspace_proxy.steering.base import Placement, Steering, node_port_placement, pool_key
+from userspace_proxy.steering.base import Placement, Steering, listener_key, node_port_placement
 
 PORT_OFFSET = 10000
 """Added to a port that may not be bound, again if the Service has a port of that number itself. Arbitrary, but easy
@@ -61,7 +61,8 @@ class LoopbackSteering(Steering):
     def place(self, frontends: Iterable[Frontend]) -> tuple[Placement, ...]:
         """Return one Listener for each ServicePort at the Service's loopback address, one for each NodePort.
 
-        IPv4 and IPv6 would meet at the same address and port: the IPv6 Pool is served there if there is no IPv4 one.
+        IPv4 and IPv6 would meet at the same address and port: IPv6 is served there if there is no IPv4. An external or
+        load balancer address has no place of its own: its policy would meet that of the cluster address.
         """
         frontends = tuple(frontends)
         served = {frontend.service_port: frontend for frontend in _cluster_frontends(frontends)}
@@ -72,11 +73,11 @@ class LoopbackSteering(Steering):
                 placements.append(placement)
             elif served.get(frontend.service_port) is frontend:
                 address = self._assignments.loopback_address(str(frontend.service_port.service))
-                key = ListenerKey(pool_key(frontend), frontend)
+                key = listener_key(frontend, is_shared=False)
                 placements.append(Placement(frontend, ListenerSpec(key, address, ports[frontend.service_port])))
         return tuple(placements)
 
-    async def apply(self, placements: Iterable[Placement]) -> None:
+    async def apply(self, placements: Iterable[Placement], restrictions: Restrictions) -> None:  # noqa: ARG002 - see base
         """Keep the addresses of the Services among ``placements`` for a restart (see ``Steering``)."""
         asked = self._assignments.asked
         names = [str(placement.frontend.service_port.service) for placement in placements]

@@ -6,7 +6,7 @@ from typing import ClassVar
 import trio
 
 from userspace_proxy.config import SteeringKind
-from userspace_proxy.plan.state import Frontend
+from userspace_proxy.plan.state import Frontend, Restrictions
 from userspace_proxy.steering.base import Placement, Steering, node_port_placement
 
 
@@ -20,7 +20,7 @@ class NoSteering(Steering):
         placements = (node_port_placement(frontend) for frontend in frontends)
         return tuple(placement for placement in placements if placement is not None)
 
-    async def apply(self, placements: Iterable[Placement]) -> None:  # noqa: ARG002 - the interface's
+    async def apply(self, placements: Iterable[Placement], restrictions: Restrictions) -> None:  # noqa: ARG002 - see base
         """Do nothing (see ``Steering``)."""
         await trio.lowlevel.checkpoint()
 

@@ -37,11 +37,17 @@ class Chosen:
 
     def explain(self) -> tuple[str, ...]:
         """Return what a user should know about the choice, one line each, for the log and for ``check``."""
-        families = self.steering.refused_families.items()
         return (
             *(f"steering {refusal.kind} does not work here: {refusal.reason}" for refusal in self.refusals),
             f"steering {self.steering.kind} is used",
-            *(f"{family} cluster addresses are not served: {reason}" for family, reason in families),
+            *(
+                f"{family} addresses of Services are not served: {reason}"
+                for family, reason in self.steering.refused_families.items()
+            ),
+            *(
+                f"{family} clients that a traffic policy or source ranges keep away are reset, not dropped: {reason}"
+                for family, reason in self.steering.unfiltered_families.items()
+            ),
         )
 
 

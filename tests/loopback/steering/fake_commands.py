@@ -13,7 +13,16 @@ class FakeCommands:
         """Stands for the file in /proc that names the tables of the legacy variant; a kernel without it has none."""
         path.mkdir()
 
-    def add(self, *names: str, stdout: str = "", stderr: str = "", status: int = 0, takes_s: int = 0) -> None:
+    def add(
+        self,
+        *names: str,
+        stdout: str = "",
+        stderr: str = "",
+        status: int = 0,
+        takes_s: int = 0,
+        refuses: str = "",
+        only_with: str = "",
+    ) -> None:
         """Put commands onto PATH, or replace what they do.
 
         Args:
@@ -22,6 +31,8 @@ class FakeCommands:
             stderr: What they complain of.
             status: Their exit status.
             takes_s: How long they take.
+            refuses: They complain only of an input with this text in it.
+            only_with: They do all this only if their arguments begin with this text, and else nothing.
         """
         for name in names:
             for stream, text in {"out": stdout, "err": stderr}.items():
@@ -30,7 +41,11 @@ class FakeCommands:
             script.write_text(
                 "#!/bin/sh\n"
                 f'echo "$@" >>"$0.calls"\n'
-                f'[ -z "$1" ] || [ "$1" = -t ] || /bin/cat >>"$0.input"\n'
+                f'case "$*" in "{only_with}"*) ;; *) exit 0;; esac\n'
+                f'if [ "$1" = --noflush ]; then\n'
+                f'/bin/cat >"$0.read"; /bin/cat "$0.read" >>"$0.input"\n'
+                f'/bin/grep -q -e "{refuses}" "$0.read" || exit 0\n'
+                f"fi\n"
                 f'/bin/cat "$0.err" >&2; /bin/cat "$0.out"\n'
                 f"{f'exec /bin/sleep {takes_s}' if takes_s else f'exit {status}'}\n"
             )

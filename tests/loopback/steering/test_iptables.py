@@ -1,46 +1,27 @@
 """When iptables steering runs commands, and what it makes of their failures; the commands are fakes."""
 
-from collections.abc import Awaitable, Callable
-
 import pytest
 import trio
 import trio.testing
-from builders import frontend, node_port_frontend
+from attrs import evolve
+from builders import frontend, listener_key, node_port_frontend
 from loopback.steering.fake_commands import FakeCommands
+from loopback.steering.iptables_steering import IPV4, IPV6, MakeConfig, steer
 
-from userspace_proxy.config import Config
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import Family
-from userspace_proxy.plan.state import ListenerKey
+from userspace_proxy.plan.state import FrontendKind, PolicyClass, Restrictions
 from userspace_proxy.steering.assignments import Assignments
-from userspace_proxy.steering.base import pool_key
 from userspace_proxy.steering.iptables import IptablesSteering, open_iptables
 
-MakeConfig = Callable[..., Config]
-
-IPV4 = ("iptables-nft-save", "iptables-nft-restore")
-IPV6 = ("ip6tables-nft-save", "ip6tables-nft-restore")
 WEB = frontend("10.96.0.10:80")
 WEB6 = frontend("[fd00::a]:80")
 NODE_PORT = node_port_frontend(30080)
+NOBODY = Restrictions()
+"""Nobody is kept away."""
 
 
-def steer(
-    commands: FakeCommands,
-    make_config: MakeConfig,
-    do: Callable[[IptablesSteering], Awaitable[None]],
-) -> None:
-    """Open iptables steering on the fakes there are, forget the calls of its probes, and do something with it."""
-
-    async def run() -> None:
-        steering = await open_iptables(Assignments(make_config()))
-        commands.forget()
-        await do(steering)
-
-    trio.run(run)
-
-
-def test_place_gives_cluster_addresses_a_proxy_port_and_node_ports_their_own(
+def test_place_gives_addresses_a_proxy_port_and_node_ports_their_own(
     commands: FakeCommands, make_config: MakeConfig
 ) -> None:
     """Rules lead both families to Listeners on all addresses; a NodePort is bound directly."""
@@ -53,9 +34,35 @@ def test_place_gives_cluster_addresses_a_proxy_port_and_node_ports_their_own(
         assert len(ports) == 2
         assert ports <= set(make_config().proxy_port_range)
         assert [placement.listens_at.rpartition(":")[0] for placement in placed] == ["0.0.0.0", "[::]", "0.0.0.0"]
-        assert placed[0].listener.key == ListenerKey(pool_key(WEB), None)
+        assert placed[0].listener.key == listener_key()
         assert placed[2].listens_at == "0.0.0.0:30080"
         assert steering.place([WEB]) == placed[:1]
+
+    commands.add(*IPV4, *IPV6)
+    steer(commands, make_config, do)
+
+
+def test_place_shares_a_listener_where_the_route_is_the_same(commands: FakeCommands, make_config: MakeConfig) -> None:
+    """Cluster addresses share one, external IPs another; load balancer addresses have source ranges of their own."""
+    external = [frontend(f"203.0.113.{host}:80", kind=FrontendKind.EXTERNAL_IP) for host in (1, 2)]
+    balanced = [frontend(f"203.0.113.{host}:80", kind=FrontendKind.LOAD_BALANCER) for host in (3, 4)]
+    bound = frontend("192.0.2.2:30080", kind=FrontendKind.NODE_PORT)
+
+    async def do(steering: IptablesSteering) -> None:
+        await trio.lowlevel.checkpoint()
+        placed = steering.place([WEB, *external, *balanced, bound])
+        shared = listener_key(policy=PolicyClass.EXTERNAL)
+        assert [placement.listener.key for placement in placed] == [
+            listener_key(),
+            *(shared, shared),
+            *(evolve(shared, frontend=one) for one in (*balanced, bound)),
+        ]
+        assert len({placement.listener.port for placement in placed}) == 5
+        assert placed[-1].listens_at == "192.0.2.2:30080"
+        await steering.apply(placed, NOBODY)
+        for one in (*external, *balanced):
+            assert f"-d {one.address}/32 -p tcp" in commands.input(IPV4[1])
+        assert "30080" not in commands.input(IPV4[1])
 
     commands.add(*IPV4, *IPV6)
     steer(commands, make_config, do)
@@ -66,18 +73,21 @@ def test_unchanged_rules_cause_no_exec(commands: FakeCommands, make_config: Make
 
     async def do(steering: IptablesSteering) -> None:
         placed = steering.place([WEB, WEB6, NODE_PORT, frontend("10.96.0.11:80", "shop/api")])
-        await steering.apply(placed)
-        assert {name: len(calls) for name, calls in commands.calls().items()} == dict.fromkeys((*IPV4, *IPV6), 1)
+        await steering.apply(placed, NOBODY)
+        looked = ["-t nat", "-t filter"]  # at what an earlier run may have left
+        written = ["--noflush -w 5"]
+        assert commands.calls() == {IPV4[0]: looked, IPV4[1]: written, IPV6[0]: looked, IPV6[1]: written}
+        assert "*filter" not in commands.input(IPV4[1])
         assert "10.96.0.11" in commands.input(IPV4[1])
         assert "30080" not in commands.input(IPV4[1])
         assert (make_config().state_dir / "assignments.json").exists()
 
         commands.forget()
-        await steering.apply(placed[::-1])
+        await steering.apply(placed[::-1], NOBODY)
         await steering.refresh()
         assert commands.calls() == {}
 
-        await steering.apply(placed[:3])
+        await steering.apply(placed[:3], NOBODY)
         assert commands.calls() == {IPV4[0]: ["-t nat"], IPV4[1]: ["--noflush -w 5"]}
         assert "10.96.0.11" not in commands.input(IPV4[1])
 
@@ -91,14 +101,14 @@ def test_proxy_port_of_a_service_that_is_gone_can_be_taken(commands: FakeCommand
 
     async def run() -> None:
         steering = await open_iptables(Assignments(config))
-        await steering.apply(steering.place([WEB]))
+        await steering.apply(steering.place([WEB]), NOBODY)
         commands.add(IPV4[1], stderr="busy", status=4)
         with pytest.raises(SteeringError, match="busy"):
-            await steering.apply([])
+            await steering.apply([], NOBODY)
         with pytest.raises(SteeringError, match="widen --proxy-port-range"):
             steering.place([frontend("10.96.0.11:80", "shop/api")])
         commands.add(IPV4[1])
-        await steering.apply([])
+        await steering.apply([], NOBODY)
         (placed,) = steering.place([frontend("10.96.0.11:80", "shop/api")])
         assert placed.listener.port == 20000
 
@@ -115,7 +125,7 @@ def test_proxy_port_given_while_rules_are_written_stays_given(commands: FakeComm
         steering = await open_iptables(Assignments(config))
         commands.add(IPV4[1], takes_s=1)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(steering.apply, steering.place([WEB]))
+            nursery.start_soon(steering.apply, steering.place([WEB]), NOBODY)
             await trio.testing.wait_all_tasks_blocked()
             (placed,) = steering.place([frontend("10.96.0.11:80", "shop/api")])
         with pytest.raises(SteeringError, match="widen --proxy-port-range"):
@@ -135,9 +145,9 @@ def test_family_whose_tool_fails_does_not_stop_the_other_and_is_retried(
         commands.add(IPV4[1], stderr="line 3 failed", status=1)
         placed = steering.place([WEB, WEB6])
         with pytest.raises(SteeringError) as raised:
-            await steering.apply(placed)
+            await steering.apply(placed, NOBODY)
         assert str(raised.value).startswith(
-            "IPv4 cluster addresses are not steered as they should be: iptables-nft-restore: line 3 failed: "
+            "IPv4 addresses of Services are not steered as they should be: iptables-nft-restore: line 3 failed: "
         )
         assert "fd00::a" in commands.input(IPV6[1])
 
@@ -150,8 +160,8 @@ def test_family_whose_tool_fails_does_not_stop_the_other_and_is_retried(
         assert commands.calls() == {}
 
         commands.add(IPV6[0], stderr="busy", status=4)
-        with pytest.raises(SteeringError, match=r"IPv6 cluster addresses are not .*: ip6tables-nft-save: busy"):
-            await steering.apply(placed[:1])
+        with pytest.raises(SteeringError, match=r"IPv6 addresses of Services are not .*: ip6tables-nft-save: busy"):
+            await steering.apply(placed[:1], NOBODY)
         commands.add(IPV6[0])
         commands.forget()
         await steering.refresh()
@@ -166,19 +176,19 @@ def test_cancelled_change_is_written_again(commands: FakeCommands, make_config: 
 
     async def do(steering: IptablesSteering) -> None:
         placed = steering.place([WEB])
-        await steering.apply(placed)
+        await steering.apply(placed, NOBODY)
         commands.add(IPV4[1], takes_s=60)
         commands.forget()
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(steering.apply, [])
+                nursery.start_soon(steering.apply, [], NOBODY)
                 while IPV4[1] not in commands.calls():  # noqa: ASYNC110 - another process has no event to wait for
                     await trio.sleep(0.01)
                 nursery.cancel_scope.cancel()
 
         commands.add(IPV4[1])
         commands.forget()
-        await steering.apply(placed)
+        await steering.apply(placed, NOBODY)
         assert commands.calls().keys() == set(IPV4)
 
     commands.add(*IPV4)
@@ -192,7 +202,7 @@ def test_family_without_a_tool_is_left_out_with_the_reason(commands: FakeCommand
         assert steering.refused_families == {Family.IPV6: "ip6tables is not on PATH"}
         placed = steering.place([WEB, WEB6, NODE_PORT])
         assert [placement.frontend for placement in placed] == [WEB, NODE_PORT]
-        await steering.apply(placed)
+        await steering.apply(placed, NOBODY)
         assert commands.calls().keys() == set(IPV4)
 
     commands.add(*IPV4)
@@ -221,7 +231,7 @@ def test_close_removes_what_is_there_even_when_cancelled(commands: FakeCommands,
     """One restore removes chains and jumps; a second close finds nothing to do."""
 
     async def do(steering: IptablesSteering) -> None:
-        await steering.apply(steering.place([WEB]))
+        await steering.apply(steering.place([WEB]), NOBODY)
         commands.add(IPV4[0], stdout="*nat\n:USP-REDIRECT - [0:0]\n-A OUTPUT -j USP-REDIRECT\nCOMMIT\n")
         commands.forget()
         with trio.CancelScope() as scope:
@@ -244,7 +254,7 @@ def test_refresh_after_close_writes_nothing(commands: FakeCommands, make_config:
     async def do(steering: IptablesSteering) -> None:
         commands.add(IPV4[1], stderr="busy", status=4)
         with pytest.raises(SteeringError, match="busy"):
-            await steering.apply(steering.place([WEB]))
+            await steering.apply(steering.place([WEB]), NOBODY)
         await steering.aclose()
         commands.forget()
         await steering.refresh()
@@ -258,7 +268,7 @@ def test_close_that_leaves_something_says_how_to_remove_it(commands: FakeCommand
     """The other family is removed all the same, and a later close tries again."""
 
     async def do(steering: IptablesSteering) -> None:
-        await steering.apply(steering.place([WEB]))
+        await steering.apply(steering.place([WEB]), NOBODY)
         commands.add(IPV4[0], stderr="iptables-nft-save: busy", status=4)
         commands.forget()
         with pytest.raises(SteeringError) as raised:

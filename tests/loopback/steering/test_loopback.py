@@ -11,7 +11,7 @@ from builders import frontend, node_port_frontend
 from userspace_proxy.config import Config
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import Family
-from userspace_proxy.plan.state import Frontend
+from userspace_proxy.plan.state import Frontend, FrontendKind, Restrictions
 from userspace_proxy.steering.assignments import Assignments
 from userspace_proxy.steering.loopback import LoopbackSteering, open_loopback
 
@@ -46,7 +46,7 @@ def test_place_serves_the_ipv4_pool_of_a_dual_stack_service_and_the_ipv6_pool_of
     assert placed_at(steering, WEB6, WEB) == {"10.96.0.10:80/TCP": "127.102.205.38:80"}
     (alone,) = steering.place([WEB6])
     assert (alone.frontend, alone.listens_at) == (WEB6, "127.102.205.38:80")
-    assert alone.listener.key.pool.family is Family.IPV6
+    assert alone.listener.key.family is Family.IPV6
 
 
 def test_place_binds_node_ports_directly(make_config: MakeConfig) -> None:
@@ -56,6 +56,20 @@ def test_place_binds_node_ports_directly(make_config: MakeConfig) -> None:
     assert placed_at(steering, *node_ports) == {
         "*:30080/TCP (IPv4)": "0.0.0.0:30080",
         "*:30080/TCP (IPv6)": "[::]:30080",
+    }
+
+
+def test_place_leaves_out_what_has_no_place_of_its_own(make_config: MakeConfig) -> None:
+    """External and load balancer addresses lead elsewhere than the cluster address that is served for them."""
+    steering = LoopbackSteering(Assignments(make_config()), first_port=1)
+    others = [
+        frontend("203.0.113.1:80", kind=FrontendKind.EXTERNAL_IP),
+        frontend("203.0.113.2:80", kind=FrontendKind.LOAD_BALANCER),
+    ]
+    bound = frontend("127.0.0.1:30080", kind=FrontendKind.NODE_PORT)
+    assert placed_at(steering, *others, WEB, bound) == {
+        "10.96.0.10:80/TCP": "127.102.205.38:80",
+        "127.0.0.1:30080/TCP": "127.0.0.1:30080",
     }
 
 
@@ -88,7 +102,7 @@ def test_apply_keeps_addresses_for_a_restart(make_config: MakeConfig) -> None:
     async def run() -> None:
         before = LoopbackSteering(Assignments(config), first_port=1)
         placed = [*before.place([WEB]), *before.place([api])]
-        await before.apply(placed)
+        await before.apply(placed, Restrictions())
         await before.refresh()
         await before.aclose()
         after = LoopbackSteering(Assignments(config), first_port=1)

@@ -10,6 +10,7 @@ from loopback.steering.fake_commands import FakeCommands
 
 from userspace_proxy.config import Config, SteeringKind
 from userspace_proxy.errors import SteeringError
+from userspace_proxy.plan.state import Restrictions
 from userspace_proxy.steering.probe import choose_steering
 
 MakeConfig = Callable[..., Config]
@@ -25,7 +26,22 @@ def test_auto_takes_iptables_where_it_works(commands: FakeCommands, make_config:
     assert not chosen.steering.clients_dial_listener
     assert chosen.explain() == (
         "steering iptables is used",
-        "IPv6 cluster addresses are not served: ip6tables is not on PATH",
+        "IPv6 addresses of Services are not served: ip6tables is not on PATH",
+    )
+
+
+def test_iptables_without_the_means_to_drop_is_taken_and_says_what_that_means(
+    commands: FakeCommands, make_config: MakeConfig
+) -> None:
+    """It is nothing that stands in the way of a proxy, but a user has to know why clients see a reset."""
+    commands.add("iptables-save", "iptables-restore", stderr="no such match", status=2, refuses="ctorigdst")
+    assert trio.run(choose_steering, make_config()).explain() == (
+        "steering iptables is used",
+        "IPv6 addresses of Services are not served: ip6tables is not on PATH",
+        (
+            "IPv4 clients that a traffic policy or source ranges keep away are reset, not dropped: "
+            "iptables-restore: no such match"
+        ),
     )
 
 
@@ -68,7 +84,7 @@ def test_none_serves_node_ports_only_and_runs_nothing(commands: FakeCommands, ma
         steering = (await choose_steering(make_config(steering=SteeringKind.NONE))).steering
         placed = steering.place([frontend(), node_port_frontend(30080)])
         assert [str(placement) for placement in placed] == ["*:30080/TCP (IPv4) -> 0.0.0.0:30080"]
-        await steering.apply(placed)
+        await steering.apply(placed, Restrictions())
         await steering.refresh()
         await steering.aclose()
 

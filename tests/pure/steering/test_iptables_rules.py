@@ -182,12 +182,12 @@ def test_replace_makes_any_leftovers_what_should_be_and_remove_leaves_foreign_ru
             table.chains[chain].insert(position, f"-j {left[target % len(left)]}")
     chains = build_nat_chains(Family.IPV4, [WEB], ["eth0"], node_address)
 
-    table.restore(replace_text(table.own(), chains))
+    table.restore(replace_text("nat", table.own(), chains))
     found = table.own()
-    assert sorted(found.jumps) == sorted(JUMPS)
+    assert sorted(found.jumps) == sorted(JUMPS["nat"])
     assert {name: tuple(table.chains[name]) for name in found.chains} == chains
     once = {name: list(rules) for name, rules in table.chains.items()}
-    table.restore(replace_text(found, chains))
+    table.restore(replace_text("nat", found, chains))
     assert table.chains == once
 
     table.restore(remove_text("nat", table.own()))
@@ -197,10 +197,10 @@ def test_replace_makes_any_leftovers_what_should_be_and_remove_leaves_foreign_ru
 def test_replace_puts_new_jumps_first_and_leaves_present_ones_where_they_are() -> None:
     """We come before everybody at first; who comes before us later did so on purpose."""
     table = NatTable()
-    table.restore(replace_text(OwnRules(), CHAINS))
+    table.restore(replace_text("nat", OwnRules(), CHAINS))
     assert (table.chains["PREROUTING"][0], table.chains["OUTPUT"][0]) == ("-j USP-PREROUTING", "-j USP-REDIRECT")
     table.chains["OUTPUT"].insert(0, "-j ACCEPT")
-    table.restore(replace_text(table.own(), CHAINS))
+    table.restore(replace_text("nat", table.own(), CHAINS))
     assert table.chains["OUTPUT"][:2] == ["-j ACCEPT", "-j USP-REDIRECT"]
 
 
@@ -209,9 +209,9 @@ def test_replace_leaves_the_probe_of_another_process_alone() -> None:
     table = NatTable()
     install, remove = build_probe(Family.IPV4, 4711)
     table.restore(install)
-    table.restore(replace_text(table.own().without_probes(), CHAINS))
+    table.restore(replace_text("nat", table.own().without_probes(), CHAINS))
     table.restore(remove)
-    assert sorted(table.own().jumps) == sorted(JUMPS)
+    assert sorted(table.own().jumps) == sorted(JUMPS["nat"])
     assert table.own().chains.keys() == CHAINS.keys()
 
 
