@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
-from attrs import define
+from attrs import define, field
 
+from userspace_proxy.model.node import Node
 from userspace_proxy.model.problem import Problem
-from userspace_proxy.sources.base import Applied, ProblemsFound, Removed, Synced, WatchEvent
+from userspace_proxy.sources.base import Applied, ProblemsFound, Removed, Synced, WatchEvent, WatchEvents
 from userspace_proxy.sources.manifests import run_manifests
 
 
@@ -86,6 +87,13 @@ def summary(event: WatchEvent) -> str:
             return "synced"
 
 
+def origin_of(event: WatchEvent) -> str:
+    """Return where the Service or EndpointSlice of an ``Applied`` was read."""
+    assert isinstance(event, Applied)
+    assert not isinstance(event.object, Node)
+    return event.object.origin
+
+
 def problems_in(events: Iterable[WatchEvent]) -> list[Problem]:
     """Return all Problems that events tell of."""
     return [problem for event in events if isinstance(event, ProblemsFound) for problem in event.problems]
@@ -95,8 +103,10 @@ def problems_in(events: Iterable[WatchEvent]) -> list[Problem]:
 class Watched:
     """A run of the manifest source."""
 
-    events: trio.MemoryReceiveChannel[WatchEvent]
+    batches: trio.MemoryReceiveChannel[WatchEvents]
     _reload: trio.MemorySendChannel[None]
+    _untaken: list[WatchEvent] = field(factory=list, init=False)
+    """The rest of the last batch."""
 
     def reload(self) -> None:
         """Ask for all files to be read again, as SIGHUP does."""
@@ -106,7 +116,9 @@ class Watched:
         """Take events until one whose summary is ``last``; return them all."""
         taken: list[WatchEvent] = []
         while not taken or summary(taken[-1]) != last:
-            taken.append(await self.events.receive())
+            if not self._untaken:
+                self._untaken.extend(await self.batches.receive())
+            taken.append(self._untaken.pop(0))
         return taken
 
     async def summaries_until(self, last: str) -> list[str]:
@@ -117,12 +129,12 @@ class Watched:
 @asynccontextmanager
 async def watching(*paths: Path) -> AsyncIterator[Watched]:
     """Run the manifest source on paths."""
-    send, events = trio.open_memory_channel[WatchEvent](math.inf)
+    send, batches = trio.open_memory_channel[WatchEvents](math.inf)
     reload_send, reload_requested = trio.open_memory_channel[None](1)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_manifests, paths, send, reload_requested)
-            yield Watched(events, reload_send)
+            yield Watched(batches, reload_send)
             nursery.cancel_scope.cancel()
 
 

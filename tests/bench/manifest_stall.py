@@ -16,7 +16,7 @@ from time import perf_counter_ns
 import trio
 from attrs import define, field
 
-from userspace_proxy.sources.base import Applied, Synced, WatchEvent
+from userspace_proxy.sources.base import Applied, Synced, WatchEvents
 from userspace_proxy.sources.manifests import run_manifests
 
 ROUNDS = 5
@@ -140,14 +140,13 @@ async def idle(seconds: float) -> Gaps:
     return gaps
 
 
-async def wait_applied(events: trio.MemoryReceiveChannel[WatchEvent], objects: int) -> None:
+async def wait_applied(batches: trio.MemoryReceiveChannel[WatchEvents], objects: int) -> None:
     """Take events until so many objects have been applied; those before ``Synced`` are not counted apart."""
     left = objects
-    async for event in events:
-        if isinstance(event, Synced):
-            continue
-        assert isinstance(event, Applied), event
-        left -= 1
+    async for events in batches:
+        for event in events:
+            assert isinstance(event, (Applied, Synced)), event
+            left -= isinstance(event, Applied)
         if not left:
             return
 
@@ -156,7 +155,7 @@ async def measure(path: Path, objects: int, rounds: int) -> None:
     """Print the figures of a first read and of so many changes of all objects."""
     path.write_text(manifest(objects, 1000), encoding="utf-8")  # noqa: ASYNC240  nothing else runs yet
     async with trio.open_nursery() as nursery:
-        send, events = trio.open_memory_channel[WatchEvent](100)
+        send, events = trio.open_memory_channel[WatchEvents](100)
         _, reload_requested = trio.open_memory_channel[None](math.inf)
         gaps = Gaps()
         nursery.start_soon(gaps.watch)

@@ -15,7 +15,7 @@ import trio
 from attrs import define, field
 
 from userspace_proxy.model.problem import Problem
-from userspace_proxy.sources.base import ProblemsFound, Synced, WatchEvent
+from userspace_proxy.sources.base import ProblemsFound, Synced, WatchEvent, WatchEvents
 from userspace_proxy.sources.manifest_files import (
     FileChanges,
     FileWatch,
@@ -34,17 +34,19 @@ _SETTLE_INTERVAL_S = 0.1
 _TRY_AGAIN_AFTER_S = 5.0
 """For a file that could not be read, though its content may be good. Arbitrary."""
 _STEPS_PER_CHECKPOINT = 50
+_MAX_BATCH = 500
+"""Arbitrary: bounds how long the receiver is busy with one."""
 
 LOG = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 PathProblems = Mapping[str, tuple[Problem, ...]]
-Emit = Callable[[WatchEvent], Awaitable[object]]
+Emit = Callable[[WatchEvents], Awaitable[object]]
 
 
 async def run_manifests(
     paths: Sequence[Path],
-    send: trio.MemorySendChannel[WatchEvent],
+    send: trio.MemorySendChannel[WatchEvents],
     reload_requested: trio.MemoryReceiveChannel[None],
 ) -> None:
     """Send what the manifests say, then what changes; does not return.
@@ -53,7 +55,8 @@ async def run_manifests(
 
     Args:
         paths: Files, and directories whose ``*.yaml``, ``*.yml`` and ``*.json`` are read.
-        send: Takes the events; every event is a checkpoint. Stays open.
+        send: Takes the events: what one look at the files has found in one batch, or in several when it is much. Stays
+            open.
         reload_requested: Each item makes all files be read again at once, changed or not. Must stay open.
 
     Raises:
@@ -64,7 +67,7 @@ async def run_manifests(
     """
     source = _Source(paths)
     delay_s = await source.start(send.send)
-    await send.send(Synced())
+    await send.send([Synced()])
     while True:
         force = False
         with trio.move_on_after(delay_s):
@@ -81,8 +84,8 @@ async def read_manifests(paths: Sequence[Path]) -> list[WatchEvent]:
     """
     events: list[WatchEvent] = []
 
-    async def keep(event: WatchEvent) -> None:
-        events.append(event)
+    async def keep(batch: WatchEvents) -> None:
+        events.extend(batch)
 
     await _Source(paths).start(keep)
     return [*events, Synced()]
@@ -123,29 +126,37 @@ class _Source:
         is_settled = force or listing.problems == self._seen_problems
         self._seen_problems = listing.problems
         path_problems = listing.problems if is_settled else self._said_problems
-        for path in self._said_problems.keys() - path_problems.keys():
-            await emit(ProblemsFound(shown_path(path), ()))
+        batch: list[WatchEvent] = [
+            ProblemsFound(shown_path(path), ()) for path in self._said_problems.keys() - path_problems.keys()
+        ]
         if changes.changed or changes.gone:
-            await self._read(changes, emit)
+            batch = await self._read(changes, batch, emit)
         for path, problems in path_problems.items():
             if problems != self._said_problems.get(path):
-                await emit(ProblemsFound(shown_path(path), problems))
+                batch.append(ProblemsFound(shown_path(path), problems))
+        if batch:
+            await emit(batch)
         self._said_problems = path_problems
         return _SETTLE_INTERVAL_S if changes.settling or not is_settled else _LOOK_INTERVAL_S
 
-    async def _read(self, changes: FileChanges, emit: Emit) -> None:
+    async def _read(self, changes: FileChanges, batch: list[WatchEvent], emit: Emit) -> list[WatchEvent]:
+        """Read files and add what that changes to a batch; return what of it was not emitted yet."""
         contents = await read_files([file.path for file in changes.changed])
         updates: dict[ManifestFile, FileContent | None] = dict(zip(changes.changed, contents, strict=True))
         updates.update(dict.fromkeys(changes.gone))
         for step, event in enumerate(self._store.update(updates)):
             if event is not None:
-                await emit(event)
+                batch.append(event)
+            if len(batch) >= _MAX_BATCH:
+                await emit(batch)
+                batch = []
             elif step % _STEPS_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
         again = {file for file, content in updates.items() if content is not None and content.try_again}
         self._unread = (self._unread - updates.keys()) | again
         self._try_again_at = trio.current_time() + _TRY_AGAIN_AFTER_S if self._unread else math.inf
         self._name_other_kinds()
+        return batch
 
     def _name_other_kinds(self) -> None:
         counts = self._store.other_kinds()

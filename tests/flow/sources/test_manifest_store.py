@@ -188,7 +188,7 @@ def test_store_events_lead_to_what_the_files_say(
     """Whoever applies the events has, after each update, the first definition of each object, and no needless event."""
     store = ManifestStore()
     files: dict[ManifestFile, dict[ObjectKey, str | None]] = {}
-    applied: dict[ObjectKey, object] = {}
+    applied: dict[tuple[object, object], object] = {}
     problems: dict[str, int] = {}
     for changes in rounds:
         update: dict[ManifestFile, FileContent | None] = {}
@@ -199,11 +199,10 @@ def test_store_events_lead_to_what_the_files_say(
         for event in events(store, update):
             match event:
                 case Applied(object=object_):
-                    key = ObjectKey(type(object_), object_.name)
-                    assert applied.get(key) != object_
-                    applied[key] = object_
+                    assert applied.get((type(object_), object_.name)) != object_
+                    applied[type(object_), object_.name] = object_
                 case Removed(type=type_, name=name):
-                    del applied[ObjectKey(type_, name)]
+                    del applied[type_, name]
                 case ProblemsFound(origin=origin, problems=found):
                     problems[origin] = len(found)
         first: dict[ObjectKey, str | None] = {}

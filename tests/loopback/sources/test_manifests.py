@@ -18,6 +18,7 @@ import yaml
 from manifest_driver import (
     documents,
     endpoint_slice_text,
+    origin_of,
     problems_in,
     replace,
     service_text,
@@ -53,11 +54,11 @@ async def test_read_manifests_file_gives_objects_in_order_then_synced(shop: Path
     assert isinstance(service, Applied)
     assert isinstance(service.object, Service)
     assert service.object.cluster_ips == (ip_address("10.96.0.10"),)
-    assert service.object.origin == f"{shop}, document 1, line 1"
+    assert origin_of(service) == f"{shop}, document 1, line 1"
     assert isinstance(endpoint_slice, Applied)
     assert isinstance(endpoint_slice.object, EndpointSlice)
     assert endpoint_slice.object.endpoints[0].address == ip_address("10.0.1.1")
-    assert endpoint_slice.object.origin == f"{shop}, document 2, line 12"
+    assert origin_of(endpoint_slice) == f"{shop}, document 2, line 12"
     assert synced == Synced()
 
 
@@ -88,12 +89,10 @@ async def test_read_manifests_list_as_kubectl_prints_it_is_taken_apart(tmp_path:
     path = tmp_path / "list"
     write(path, json.dumps(kubectl_list, indent="\t") if in_json else yaml.safe_dump(kubectl_list))
     service, endpoint_slice, _ = await read_manifests([path])
-    assert isinstance(service, Applied)
-    assert isinstance(endpoint_slice, Applied)
     lines = path.read_text(encoding="utf-8").splitlines()
     second = next(i for i, line in enumerate(lines, start=1) if "discovery" in line or "addressType" in line)
-    assert service.object.origin == f"{path}, document 1, item 1, line {4 if in_json else 3}"
-    assert endpoint_slice.object.origin == f"{path}, document 1, item 2, line {second - in_json}"
+    assert origin_of(service) == f"{path}, document 1, item 1, line {4 if in_json else 3}"
+    assert origin_of(endpoint_slice) == f"{path}, document 1, item 2, line {second - in_json}"
 
 
 async def test_read_manifests_path_that_leads_nowhere_is_a_config_error(tmp_path: Path) -> None:
@@ -122,8 +121,7 @@ async def test_read_manifests_relative_path_is_shown_as_given(shop: Path, monkey
     write(shop.with_name("yaml.py"), "raise SystemExit(9)")
     monkeypatch.chdir(shop.parent)
     event, _, _ = await read_manifests([Path(shop.name)])
-    assert isinstance(event, Applied)
-    assert event.object.origin == "shop.yaml, document 1, line 1"
+    assert origin_of(event) == "shop.yaml, document 1, line 1"
 
 
 async def test_read_manifests_name_that_is_not_unicode_can_be_shown(tmp_path: Path) -> None:
@@ -131,9 +129,8 @@ async def test_read_manifests_name_that_is_not_unicode_can_be_shown(tmp_path: Pa
     path = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.yaml"))
     write(path, documents(WEB, "[]"))
     service, found, _ = await read_manifests([path])
-    assert isinstance(service, Applied)
     assert isinstance(found, ProblemsFound)
-    for text in (service.object.origin, found.origin, found.problems[0].origin):
+    for text in (origin_of(service), found.origin, found.problems[0].origin):
         assert text.startswith(f"{tmp_path}/\\xff.yaml")
 
 
@@ -305,8 +302,7 @@ async def test_run_manifests_duplicate_takes_over_when_the_first_goes(tmp_path: 
         write(shop, WEB_SLICE)
         events = await watched.until("!zzz.yaml 0")
         (service,) = [event for event in events if summary(event) == "+Service shop/web"]
-        assert isinstance(service, Applied)
-        assert service.object.origin == f"{second}, document 1, line 1"
+        assert origin_of(service) == f"{second}, document 1, line 1"
 
 
 async def test_run_manifests_other_kinds_are_named_once(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
