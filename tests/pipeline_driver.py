@@ -18,10 +18,20 @@ from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.listener_set import ListenerSet
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.endpoint import EndpointSlice
+from userspace_proxy.model.node import Node
+from userspace_proxy.model.problem import Problem
 from userspace_proxy.model.service_port import Service
-from userspace_proxy.plan.state import Frontend, ListenerKey, ListenerSpec, PlanSettings
+from userspace_proxy.plan.state import (
+    Frontend,
+    FrontendKind,
+    ListenerKey,
+    ListenerSpec,
+    PlanSettings,
+    Restrictions,
+    SourceAddresses,
+)
 from userspace_proxy.sources.base import Applied, Removed, Synced
-from userspace_proxy.steering.base import Placement, Steering, node_port_placement, pool_key
+from userspace_proxy.steering.base import Placement, Steering, listener_key, node_port_placement
 
 SETTLE_S = 0.1
 """Virtual seconds in which all that can be done at once is done."""
@@ -30,7 +40,7 @@ DEADLINE_S = 1000.0
 
 
 class FakeSteering(Steering):
-    """Steering that leads nothing anywhere: one shared Listener for each Pool of cluster addresses, on 127.0.0.1.
+    """Steering that leads nothing anywhere: Listeners on 127.0.0.1, shared as those of iptables are.
 
     It notes what is asked of it, together with the Listeners that are open at that moment, and fails when told to.
     """
@@ -43,6 +53,8 @@ class FakeSteering(Steering):
         """The Frontends of each ``apply``, as texts."""
         self.led_to: list[set[ListenerKey]] = []
         """The Listeners of each ``apply``."""
+        self.restrictions: list[Restrictions] = []
+        """Those of each ``apply``."""
         self.open_at_apply: list[set[ListenerKey]] = []
         """Those that were open when it began."""
         self.refreshes = 0
@@ -59,7 +71,7 @@ class FakeSteering(Steering):
         self._ports: dict[ListenerKey, int] = {}
 
     def place(self, frontends: Iterable[Frontend]) -> tuple[Placement, ...]:
-        """Return shared Listeners for cluster addresses."""
+        """Return shared Listeners, but for NodePorts and load balancer addresses."""
         frontends = tuple(frontends)
         self._strike("place")
         self.on_place()
@@ -68,11 +80,12 @@ class FakeSteering(Steering):
                 raise SteeringError(f"no proxy port is left for {frontend.service_port.service}")
         return tuple(node_port_placement(frontend) or self._place(frontend) for frontend in frontends)
 
-    async def apply(self, placements: Iterable[Placement]) -> None:
+    async def apply(self, placements: Iterable[Placement], restrictions: Restrictions) -> None:
         """Note it, or fail."""
         placements = tuple(placements)
         assert self.listeners is not None
         self.applied.append([str(placement.frontend) for placement in placements])
+        self.restrictions.append(restrictions)
         self.led_to.append({placement.listener.key for placement in placements})
         self.open_at_apply.append(set(self.listeners._open))
         await trio.lowlevel.checkpoint()
@@ -92,7 +105,7 @@ class FakeSteering(Steering):
         await trio.lowlevel.checkpoint()
 
     def _place(self, frontend: Frontend) -> Placement:
-        key = ListenerKey(pool_key(frontend), None)
+        key = listener_key(frontend, is_shared=frontend.kind is not FrontendKind.LOAD_BALANCER)
         port = self._ports.get(key) or self._ports.setdefault(key, free_port())
         return Placement(frontend, ListenerSpec(key, IPv4Address("127.0.0.1"), port))
 
@@ -110,6 +123,16 @@ class BuggyListenerSet(ListenerSet):
     """A ListenerSet whose methods raise once, when told to, what no caller expects."""
 
     bug_in = ""
+
+    def __init__(self, engine: Engine, limits: RelayLimits, random: Callable[[], float]) -> None:
+        super().__init__(engine, limits, random)
+        self.sources: list[SourceAddresses] = []
+        """Those that were applied, in order."""
+
+    def apply_sources(self, sources: SourceAddresses) -> None:
+        """Note them, too."""
+        self.sources.append(sources)
+        super().apply_sources(sources)
 
     def __getattribute__(self, name: str) -> Any:
         """Return an attribute, or strike."""
@@ -130,34 +153,36 @@ class Flow:
         self.steering.listeners = self.listeners
         self.counters = ControlCounters()
         self.settings = plan_settings()
-        self.settings_reads = 0
+        self.nodes: list[Node | None] = []
+        """Those that settings were asked for."""
         self.wall_s = 1_700_000_000.0
+        self.problems: list[Problem] = []
+        """Those the Pipeline has told of."""
         self.pipeline = Pipeline(
             steering=self.steering,
             listeners=self.listeners,
             settings=self._read_settings,
             counters=self.counters,
             wall_clock=lambda: self.wall_s,
+            on_problem=self.problems.append,
         )
 
-    def _read_settings(self) -> PlanSettings:
-        self.settings_reads += 1
+    def _read_settings(self, node: Node | None) -> PlanSettings:
+        self.nodes.append(node)
         return self.settings
 
-    async def feed(self, *objects: Service | EndpointSlice) -> None:
-        """Feed objects that are new or have changed."""
-        for one in objects:
-            await self.pipeline.feed(Applied(one))
+    async def feed(self, *objects: Service | EndpointSlice | Node) -> None:
+        """Feed objects that are new or have changed, as one batch."""
+        await self.pipeline.feed([Applied(one) for one in objects])
 
     async def remove(self, *objects: Service | EndpointSlice) -> None:
-        """Feed that objects are gone."""
-        for one in objects:
-            await self.pipeline.feed(Removed(type(one), one.name))
+        """Feed that objects are gone, as one batch."""
+        await self.pipeline.feed([Removed(type(one), one.name) for one in objects])
 
     async def sync(self, *objects: Service | EndpointSlice) -> None:
         """Feed the first complete list, and let it come into force."""
         await self.feed(*objects)
-        await self.pipeline.feed(Synced())
+        await self.pipeline.feed([Synced()])
         await self.settle()
 
     async def settle(self) -> None:
@@ -166,21 +191,21 @@ class Flow:
 
     async def gather(self) -> None:
         """Bring the Pipeline to where it rests after a reconcile: what is fed from here on is one change."""
-        await self.pipeline.feed(Synced())
+        await self.pipeline.feed([Synced()])
         await trio.testing.wait_all_tasks_blocked()
 
     def sockets(self) -> dict[str, int]:
         """Return the listening sockets that are open: ServicePort and port to a number that no other socket has."""
         return {
-            f"{key.pool.service_port} {listener.sock.getsockname()[1]}": os.fstat(listener.sock.fileno()).st_ino
+            f"{key.service_port} {listener.sock.getsockname()[1]}": os.fstat(listener.sock.fileno()).st_ino
             for key, listener in self.listeners._open.items()
             if listener.sock is not None
         }
 
     def backends(self) -> dict[str, list[str]]:
-        """Return the Backends in force, by ServicePort and traffic policy."""
+        """Return the Backends in force, by ServicePort and scope."""
         return {
-            f"{key.service_port} {key.policy}": [str(member.backend) for member in pool.members]
+            f"{key.service_port} {key.scope}": [str(member.backend) for member in pool.members]
             for key, pool in self.listeners.pools()
         }
 

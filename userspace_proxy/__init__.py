@@ -2,11 +2,12 @@
 
 Data flows one way; pure code decides, effects sit above it and the processes compose both::
 
-    manifests (files) --> model --> plan --> DesiredState --> diff --+--> steering  (rules, addresses)
-                          pure     pure      frozen                  +--> dataplane (listeners, relays)
-                                                                              |
-       client == TcpListener == TcpRelay == Backend     <-- balance (pure): which Backend, now
-                 counters, close reasons --> control --> /metrics
+    manifests (files) --+
+    API server (watch) -+-> model --> plan --> DesiredState --> diff --+--> steering  (rules, addresses)
+                            pure     pure      frozen                  +--> dataplane (listeners, relays)
+                                                                                |
+         client == TcpListener == TcpRelay == Backend     <-- balance (pure): which Backend, now
+                   counters, close reasons --> control --> /metrics, /healthz, health checks
 
 The words, one per concept:
 
@@ -16,23 +17,32 @@ Endpoint           one IP and port with its conditions, as Kubernetes says it
 Backend            an Endpoint this node has decided it may use
 Pool               the ordered Backends behind one or more Frontends
 Frontend           one address, port and protocol at which a ServicePort is reachable
+traffic policy     Cluster or Local: which Endpoints may be reached, for internal or external Frontends
+source class       where a client is, as far as policies ask: a pod, the host, or outside
+Route              which Pool a client of a Frontend gets, by its source class, or a Verdict
+Verdict            reject (nobody answers, anywhere) or drop (the policy keeps the client from those who do)
+Restrictions       the Routes that steering has to keep clients away from
+session affinity   the same client gets the same Backend, for a time
+health check       what a load balancer that asks this node about a Service is told
 Listener           the live socket that serves one or more Frontends
 connection         one accepted TCP client connection
 dial               one attempt to connect to a Backend
 relay              the live copying between a client and a Backend
 steering           how packets for a Frontend reach a Listener
 Problem            a defect in one API object: collected, never raised
-WatchEvent         what a source says about one object
+Node               the Node object of the machine this runs on
+WatchEvent         what a source says about one object; WatchEvents take effect together
 synced             the first complete list has arrived
 DesiredState       what should be; the applied state is what is
+in force           applied, and steering leads there; what is not yet is pending
 reconcile          compute the difference of both and apply it
 drain              stop accepting, let relays end until a deadline
 CloseReason        who ended a connection, and in which phase
 =================  ====================================================================
 
 Imports point down only:
-``__main__ > cli > demo > control > sources | steering | dataplane > telemetry > balance > plan > config > model >
-errors``.
+``__main__ > cli > demo > control > sources | steering | dataplane > telemetry > balance > plan > config_file > config >
+model > errors``.
 """
 
 __version__ = "0.1.0+dev"

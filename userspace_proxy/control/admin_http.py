@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server for admin pages (metrics, health): GET and HEAD on a fixed set of paths.
+"""A small HTTP/1.1 server for admin pages (metrics, health): GET and HEAD on a fixed set of paths, or one page for all.
 
 It knows nothing of what the pages say, and it must not do more than it is asked: no bodies, no files, no TLS. A client
 can be slow, silent or hostile and holds one of a few connections for a bounded time, no more. Pages are built between
@@ -49,6 +49,8 @@ class Response:
     status: int
     content_type: str
     body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+    """Further ones."""
 
 
 def text_response(status: int, text: str) -> Response:
@@ -61,6 +63,9 @@ Page = Callable[[], Response | Generator[None, None, Response]]
 
 Routes = Mapping[str, Page]
 """Path, with its leading slash, to page."""
+
+ANY_PATH = "*"
+"""Stands in Routes for all paths that have no page of their own; its page answers all methods."""
 
 
 @frozen
@@ -229,9 +234,11 @@ class _AdminServer:
     async def _respond(self, request: h11.Request) -> Response:
         path = _path(request)
         page = self.routes.get(path)
-        if page is None:
+        if page is None and ANY_PATH not in self.routes:
             return text_response(404, f"not found; there is: {' '.join(sorted(self.routes))}")
-        if request.method not in (b"GET", b"HEAD"):
+        if page is None:
+            page = self.routes[ANY_PATH]
+        elif request.method not in (b"GET", b"HEAD"):
             return text_response(405, "only GET and HEAD")
         try:
             built = page()
@@ -288,6 +295,7 @@ async def _send_response(
         ("Date", formatdate(usegmt=True)),
         ("Content-Type", response.content_type),
         ("Content-Length", str(len(response.body))),
+        *response.headers,
     ]
     if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
         headers.append(("Allow", "GET, HEAD"))

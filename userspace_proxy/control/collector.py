@@ -17,6 +17,8 @@ import userspace_proxy
 from userspace_proxy.control.admin_http import Response
 from userspace_proxy.control.counters import ControlCounters
 from userspace_proxy.dataplane.counters import DIAL_DURATION_BOUNDS_S, EngineCounters, Histogram
+from userspace_proxy.model.names import Family
+from userspace_proxy.sources.base import ApiState
 from userspace_proxy.telemetry import metric_names
 from userspace_proxy.telemetry.metric_names import MetricName, MetricType
 
@@ -30,13 +32,19 @@ CountersByWorker = Callable[[], Mapping[str, EngineCounters]]
 """Returns the counters of each running engine by the name of its worker; asked at each scrape."""
 
 
-def build_registry(engines: CountersByWorker, control: ControlCounters) -> CollectorRegistry:
-    """Return a registry of our own with the metrics of this program, of its process and of Python."""
+def build_registry(engines: CountersByWorker, control: ControlCounters, api: ApiState | None) -> CollectorRegistry:
+    """Return a registry of our own with the metrics of this program, of its process and of Python.
+
+    Args:
+        engines: Counters of the data plane.
+        control: Those of the control process.
+        api: What is known of the API server's objects; None: they come from elsewhere.
+    """
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    registry.register(MetricsCollector(engines, control))
+    registry.register(MetricsCollector(engines, control, api))
     return registry
 
 
@@ -69,10 +77,11 @@ class _Slice(Collector):
 class MetricsCollector(Collector):
     """All metrics of ``telemetry.metric_names``, from the counters of the engines and of control."""
 
-    def __init__(self, engines: CountersByWorker, control: ControlCounters) -> None:
-        """Read from these at each scrape; nothing is read before."""
+    def __init__(self, engines: CountersByWorker, control: ControlCounters, api: ApiState | None) -> None:
+        """Read from these at each scrape (see ``build_registry``); nothing is read before."""
         self._engines = engines
         self._control = control
+        self._api = api or ApiState()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families; a label set appears at most once in each, whatever the engines hold."""
@@ -80,6 +89,8 @@ class MetricsCollector(Collector):
         yield from _service_families(engines)
         yield from _engine_families(engines, self._control)
         yield from _control_families(self._control)
+        yield from _api_families(self._api)
+        yield from _kubeproxy_families(self._control)
 
 
 def _service_families(engines: Mapping[str, EngineCounters]) -> Iterator[Metric]:
@@ -124,6 +135,8 @@ def _engine_families(engines: Mapping[str, EngineCounters], control: ControlCoun
         metric_names.UNEXPECTED_ERRORS,
         (((part,), count) for part, count in [*bugs, ("control", control.unexpected_errors)]),
     )
+    evictions = sum(engine.affinity_evictions for engine in engines.values())
+    yield _family(metric_names.AFFINITY_EVICTIONS, [((), evictions)])
     dial_duration = Histogram(DIAL_DURATION_BOUNDS_S)
     for engine in engines.values():
         dial_duration.add(engine.dial_duration)
@@ -139,7 +152,44 @@ def _control_families(control: ControlCounters) -> Iterator[Metric]:
     yield _family(metric_names.APPLIED_GENERATION, (((worker,), number) for worker, number in generations))
     oldest = control.oldest_unapplied_change
     yield _family(metric_names.OLDEST_UNAPPLIED_CHANGE, [] if oldest is None else [((), oldest)])
+    unserved = control.unserved_ports.items()
+    yield _family(metric_names.UNSERVED_PORTS, (((protocol,), count) for protocol, count in unserved))
     yield _family(metric_names.BUILD_INFO, [((userspace_proxy.__version__, platform.python_version()), 1)])
+
+
+def _api_families(api: ApiState) -> Iterator[Metric]:
+    states = list(api.resources.items())
+    ups = (((resource,), float(state.is_listed and not state.failure)) for resource, state in states)
+    yield _family(metric_names.API_WATCH_UP, ups)
+    yield _time_family(metric_names.API_STATE_TIMESTAMP, ((name, state.current_at_s) for name, state in states))
+    yield _time_family(metric_names.API_LAST_EVENT_TIMESTAMP, ((name, state.last_event_at_s) for name, state in states))
+    yield _family(metric_names.API_EVENTS, (((resource,), state.events) for resource, state in states))
+    yield _family(metric_names.API_LISTS, (((resource,), state.lists) for resource, state in states))
+    yield _family(
+        metric_names.API_FAILURES,
+        (((resource, reason), count) for resource, state in states for reason, count in state.failures.items()),
+    )
+
+
+def _kubeproxy_families(control: ControlCounters) -> Iterator[Metric]:
+    # kube-proxy works family by family; here one reconcile serves both
+    yield _histogram_families(metric_names.KUBEPROXY_SYNC_DURATION, dict.fromkeys(Family, control.sync_duration))
+    updated, queued = dict.fromkeys(Family, control.updated_at_s), dict.fromkeys(Family, control.queued_at_s)
+    yield _time_family(metric_names.KUBEPROXY_SYNC_TIMESTAMP, updated.items())
+    yield _time_family(metric_names.KUBEPROXY_QUEUED_TIMESTAMP, queued.items())
+    yield _histogram_families(metric_names.KUBEPROXY_NETWORK_PROGRAMMING, control.network_programming_duration)
+    yield _family(metric_names.KUBEPROXY_ENDPOINT_CHANGES_PENDING, [((), control.endpoint_changes_pending)])
+    yield _family(metric_names.KUBEPROXY_ENDPOINT_CHANGES, [((), control.endpoint_changes)])
+    yield _family(metric_names.KUBEPROXY_SERVICE_CHANGES_PENDING, [((), control.service_changes_pending)])
+    yield _family(metric_names.KUBEPROXY_SERVICE_CHANGES, [((), control.service_changes)])
+    yield _family(metric_names.KUBEPROXY_NO_LOCAL_ENDPOINTS, control.no_local_endpoints.items())
+    yield _family(metric_names.KUBEPROXY_HEALTHZ, (((code,), count) for code, count in control.healthz.items()))
+    yield _family(metric_names.KUBEPROXY_LIVEZ, (((code,), count) for code, count in control.livez.items()))
+
+
+def _time_family(name: MetricName, times: Iterable[tuple[str, float | None]]) -> Metric:
+    """Return a gauge of times by their one label; those that are not known have no series."""
+    return _family(name, (((label,), seconds) for label, seconds in times if seconds is not None))
 
 
 def _family(name: MetricName, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
@@ -159,7 +209,17 @@ def _family(name: MetricName, samples: Iterable[tuple[tuple[str, ...], float]]) 
 
 
 def _histogram_family(name: MetricName, histogram: Histogram) -> Metric:
+    return HistogramMetricFamily(name.name, name.help, buckets=_buckets(histogram), sum_value=histogram.sum_s)
+
+
+def _histogram_families(name: MetricName, histograms: Mapping[Family, Histogram]) -> Metric:
+    family = HistogramMetricFamily(name.name, name.help, labels=name.labels)
+    for label, histogram in histograms.items():
+        family.add_metric([label], _buckets(histogram), histogram.sum_s)
+    return family
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
     """Return the cumulative buckets that the exposition format wants."""
     bounds = (*map(str, histogram.bounds_s), "+Inf")
-    buckets = list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))
-    return HistogramMetricFamily(name.name, name.help, buckets=buckets, sum_value=histogram.sum_s)
+    return list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))

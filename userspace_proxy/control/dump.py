@@ -11,12 +11,23 @@ import trio
 from userspace_proxy.control.pipeline import Pipeline
 from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.listener_set import ListenerSet
+from userspace_proxy.sources.base import ApiState
 
 LOG = logging.getLogger(__name__)
 
 
-def log_state(pipeline: Pipeline, listeners: ListenerSet, engine: Engine) -> Generator[None, None, None]:
-    """Log counts, failures and the tree of tasks, then each Backend with its connections, a Pool at each step."""
+def log_state(
+    pipeline: Pipeline, listeners: ListenerSet, engine: Engine, *, api: ApiState | None, now_s: float
+) -> Generator[None, None, None]:
+    """Log counts, failures and the tree of tasks, then each Backend with its connections, a Pool at each step.
+
+    Args:
+        pipeline: Knows what should be.
+        listeners: Knows what is.
+        engine: Watches the sockets.
+        api: What is known of the API server's objects; None: they come from elsewhere.
+        now_s: In seconds since the epoch.
+    """
     LOG.info(
         "state: %d services, %d listeners, %d connections, %d file descriptors watched",
         len(pipeline.desired.services),
@@ -26,6 +37,9 @@ def log_state(pipeline: Pipeline, listeners: ListenerSet, engine: Engine) -> Gen
     )
     for failure in pipeline.failures:
         LOG.info("state: not in force", extra={"reason": failure})
+    for name, resource in api.resources.items() if api else ():
+        age = "never known" if resource.current_at_s is None else f"current {now_s - resource.current_at_s:.0f} s ago"
+        LOG.info("state: API server", extra={"resource": name, "reason": f"{age}; {resource.failure or 'is watched'}"})
     root = trio.lowlevel.current_root_task()
     for line in [] if root is None else _task_lines(root, 0):
         LOG.info("task: %s", line)

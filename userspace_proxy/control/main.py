@@ -7,11 +7,13 @@ once, as rules still lead to where nobody listens), then open connections get th
 import contextlib
 import gc
 import logging
+import os
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 
 import trio
 from attrs import frozen
@@ -23,17 +25,25 @@ from userspace_proxy.control.cooperate import cooperate
 from userspace_proxy.control.counters import ControlCounters
 from userspace_proxy.control.dump import log_state
 from userspace_proxy.control.engine_loop import run_engine
+from userspace_proxy.control.health import Health
 from userspace_proxy.control.instance_lock import instance_lock
 from userspace_proxy.control.pipeline import Pipeline
 from userspace_proxy.control.process_limits import raise_open_files_limit
+from userspace_proxy.control.service_health import ServiceHealthFacts, run_service_health
+from userspace_proxy.control.service_manager import ServiceManager
+from userspace_proxy.control.source import run_source
 from userspace_proxy.dataplane.counters import EngineCounters
 from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.listener_set import ListenerSet
 from userspace_proxy.errors import UserspaceProxyError
-from userspace_proxy.model.names import IPAddress
+from userspace_proxy.model.names import Family, IPAddress, NamespacedName, family_of
+from userspace_proxy.model.problem import Problem, Severity
+from userspace_proxy.plan.settings import plan_settings_for
 from userspace_proxy.plan.state import PlanSettings
-from userspace_proxy.sources.base import Applied, Removed, Synced, WatchEvent
-from userspace_proxy.sources.manifests import run_manifests
+from userspace_proxy.sources.api_events import EventTeller, Notice
+from userspace_proxy.sources.api_source import cluster_address_warning
+from userspace_proxy.sources.base import ApiState
+from userspace_proxy.steering.base import WILDCARD
 from userspace_proxy.steering.node_state import read_local_addresses
 from userspace_proxy.steering.probe import Chosen, choose_steering
 
@@ -54,13 +64,18 @@ class Running:
     chosen: Chosen
     startup_s: float
     """Seconds it took."""
+    api: ApiState | None
+    """What is known of the API server's objects; None: they come from manifests."""
+    node_name: str
+    """See ``Config``."""
 
 
 async def run_control(config: Config, on_ready: Callable[[Running], None]) -> None:
     """Serve until SIGTERM or SIGINT, drain, clean up, and return.
 
     The first signal lets open connections end until ``Config.drain_timeout_s``, a second one resets them at once.
-    SIGHUP reads all manifests again, SIGUSR1 writes the state to the log.
+    SIGHUP reads all manifests again, SIGUSR1 writes the state to the log. An API server that cannot be reached is
+    tried for ever, at the start too: what a run before has left in force stays as it is meanwhile.
 
     Args:
         config: What to do.
@@ -93,12 +108,24 @@ class _Control:
         self._pipeline = Pipeline(
             steering=chosen.steering,
             listeners=self._listeners,
-            settings=lambda: PlanSettings(config.balance, read_local_addresses()),
+            settings=lambda node: plan_settings_for(config, node, read_local_addresses()),
             counters=self._counters,
-            wall_clock=lambda: datetime.now(UTC).timestamp(),
+            wall_clock=_wall_clock,
+            on_problem=self._on_problem,
+        )
+        self._stopping = trio.Event()
+        self._api = None if config.manifests else ApiState()
+        self._events = EventTeller(config.api, config.node_name, _wall_clock)
+        self._health = Health(
+            progress=self._pipeline,
+            families=lambda: tuple(_families(self._pipeline.settings)),
+            api=self._api,
+            counters=self._counters,
+            wall_clock=_wall_clock,
+            is_stopping=self._stopping.is_set,
         )
         self._request_reload, self._reloads = trio.open_memory_channel[None](1)
-        self._stopping = trio.Event()
+        self._manager = ServiceManager(os.environ)
         self._everything = trio.CancelScope()
         """What a second signal ends at once."""
 
@@ -117,16 +144,18 @@ class _Control:
         """Serve until the first signal, and drain."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_engine, self._engine, self._after_turn)
-            if self._config.metrics_bind_address is not None:
-                bound = await nursery.start(self._serve_admin, self._config.metrics_bind_address)
-                if bound is not None:
-                    LOG.info("serving metrics and health", extra={"address": "{} port {}".format(*bound)})
+            nursery.start_soon(self._manager.ping)
+            await self._start_admin(nursery)
             with trio.CancelScope() as serving:
                 async with trio.open_nursery() as inner:
                     inner.start_soon(self._run_for_ever, "source", self._run_source)
                     inner.start_soon(self._run_for_ever, "pipeline", self._pipeline.run)
+                    if self._api is not None:
+                        inner.start_soon(self._run_for_ever, "events", self._run_events)
+                    inner.start_soon(self._run_for_ever, "health checks", self._run_service_health)
                     inner.start_soon(self._announce, on_ready, started_s)
                     await self._stopping.wait()
+                    self._manager.tell("STOPPING=1")
                     serving.cancel()
             await self._drain()
             nursery.cancel_scope.cancel()
@@ -147,41 +176,87 @@ class _Control:
         # cycles (relays cut theirs), so it may look seldom: a full collection over 10,000 objects takes 75 ms.
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        on_ready(Running(self._pipeline, self._listeners, self._chosen, trio.current_time() - started_s))
+        took_s = trio.current_time() - started_s
+        on_ready(Running(self._pipeline, self._listeners, self._chosen, took_s, self._api, self._config.node_name))
+        self._manager.tell("READY=1")
+        if self._api is not None:
+            self._warn_of_surroundings(self._api)
+
+    def _warn_of_surroundings(self, api: ApiState) -> None:
+        """Say what is probably not meant so, now that everything is known."""
+        warning = cluster_address_warning(api.server, self._pipeline.services.values())
+        if warning:
+            LOG.warning("%s", warning)
+        nodes = api.resources.get("nodes")
+        if self._pipeline.node is None and nodes is not None and not nodes.failure:
+            LOG.warning(
+                "the API server knows no Node with the name of this one: "
+                "/healthz says that this node is not eligible; give the right --hostname-override",
+                extra={"resource": self._config.node_name},
+            )
 
     async def _run_source(self) -> None:
-        """Feed the pipeline; it takes its time, and the source waits for it."""
-        send, receive = trio.open_memory_channel[WatchEvent](0)
-        async with trio.open_nursery() as nursery, receive:
-            nursery.start_soon(run_manifests, self._config.manifests, send, self._reloads)
-            known = set()
-            async for event in receive:
-                match event:
-                    case Applied():
-                        known.add((type(event.object), event.object.name))
-                    case Removed():
-                        known.discard((event.type, event.name))
-                    case Synced():  # after a bug this is not the first time
-                        await self._pipeline.retain(known)
-                await self._pipeline.feed(event)
+        await run_source(
+            self._config,
+            self._pipeline,
+            reload_requested=self._reloads,
+            api=self._api or ApiState(),
+            wall_clock=_wall_clock,
+        )
 
-    async def _serve_admin(
-        self, address: tuple[IPAddress, int], *, task_status: trio.TaskStatus[tuple[IPAddress, int] | None]
-    ) -> None:
-        registry = build_registry(self._engine_counters, self._counters)
-        routes: Routes = {
+    async def _run_service_health(self) -> None:
+        facts = ServiceHealthFacts(
+            checks=lambda: self._pipeline.health_checks,
+            changed=lambda: self._pipeline.health_checks_changed,
+            addresses=lambda: _health_check_addresses(self._pipeline.settings),
+            is_healthy=self._health.is_healthy,
+            on_failure=self._on_health_check_failure,
+        )
+        await run_service_health(facts, self._counters)
+
+    async def _run_events(self) -> None:
+        await self._pipeline.in_force.wait()  # until then the source says what is wrong with the way to the API server
+        await self._events.run()
+
+    def _on_problem(self, problem: Problem) -> None:
+        if problem.event_reason and self._api is not None:
+            self._events.tell(Notice(problem.subject, problem.event_reason, problem.text))
+
+    def _on_health_check_failure(self, service: NamespacedName, sentence: str) -> None:
+        reason = "FailedToStartServiceHealthcheck"  # as kube-proxy calls it
+        subject = f"Service {service}"
+        self._on_problem(Problem(Severity.WARNING, subject, "spec.healthCheckNodePort", sentence, event_reason=reason))
+
+    async def _start_admin(self, nursery: trio.Nursery) -> None:
+        registry = build_registry(self._engine_counters, self._counters, self._api)
+        metrics: Routes = {
             "/metrics": lambda: metrics_page(registry),
             "/livez": lambda: text_response(200, "ok"),
             "/readyz": self._readiness,
         }
-        await serve_admin(
-            routes,
-            address,
-            setting="--metrics-bind-address",
-            hard_fail=self._config.bind_address_hard_fail,
-            counters=self._counters,
-            task_status=task_status,
+        servers = (
+            ("serving metrics and health", "--metrics-bind-address", self._config.metrics_bind_address, metrics),
+            (
+                "serving health as kube-proxy does",
+                "--healthz-bind-address",
+                self._config.healthz_bind_address,
+                self._health.routes(),
+            ),
         )
+        for what, setting, address, routes in servers:
+            if address is None:
+                continue
+            serve = partial(
+                serve_admin,
+                routes,
+                address,
+                setting=setting,
+                hard_fail=self._config.bind_address_hard_fail,
+                counters=self._counters,
+            )
+            bound = await nursery.start(serve)
+            if bound is not None:
+                LOG.info(what, extra={"address": "{} port {}".format(*bound)})
 
     def _engine_counters(self) -> Mapping[str, EngineCounters]:
         self._listeners.report_bytes()
@@ -189,7 +264,7 @@ class _Control:
 
     def _readiness(self) -> Response:
         """Return 200 while clients are served; single listeners that cannot be opened are told, and change nothing."""
-        failures = "\n".join(self._pipeline.failures)
+        failures = "\n".join((*self._pipeline.failures, *self._api_failures()))
         if self._stopping.is_set():
             return text_response(503, "stopping")
         if not self._pipeline.in_force.is_set():
@@ -197,6 +272,11 @@ class _Control:
         if self._pipeline.steering_failure:
             return text_response(503, failures)
         return text_response(200, f"ok\n{failures}".rstrip())
+
+    def _api_failures(self) -> Iterator[str]:
+        for name, state in self._api.resources.items() if self._api else ():
+            if state.failure:
+                yield f"{name} of the API server: {state.failure}"
 
     async def _run_for_ever(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         """Run a task that does not return; one that fails by a bug is started again."""
@@ -217,7 +297,8 @@ class _Control:
             self._counters.unexpected_errors += 1
 
     async def _log_state(self) -> None:
-        await cooperate(log_state(self._pipeline, self._listeners, self._engine))
+        steps = log_state(self._pipeline, self._listeners, self._engine, api=self._api, now_s=_wall_clock())
+        await cooperate(steps)
 
     async def _handle_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -225,7 +306,13 @@ class _Control:
             task_status.started()
             async for number in received:
                 name = signal.Signals(number).name
-                if number == signal.SIGHUP:
+                if number == signal.SIGHUP and self._api is not None:
+                    LOG.info(
+                        "nothing to read again: the API server tells what changes, and files with credentials are "
+                        "read when they do",
+                        extra={"reason": name},
+                    )
+                elif number == signal.SIGHUP:
                     LOG.info("reading all manifests again", extra={"reason": name})
                     with contextlib.suppress(trio.WouldBlock):  # one is waiting to be served already
                         self._request_reload.send_nowait(None)
@@ -249,6 +336,23 @@ class _Control:
                 "the drain time is over; the connections left are reset",
                 extra={"reason": f"{self._listeners.open_relays} connections after {self._config.drain_timeout_s} s"},
             )
+
+
+def _wall_clock() -> float:
+    return datetime.now(UTC).timestamp()
+
+
+def _families(settings: PlanSettings) -> Iterator[Family]:
+    """Yield the families that this node has an address of."""
+    for family in Family:
+        if any(family_of(address) is family for address in settings.sources.local_addresses):
+            yield family
+
+
+def _health_check_addresses(settings: PlanSettings) -> Iterator[IPAddress]:
+    """Yield where load balancers ask for this node: where NodePorts answer."""
+    for family in _families(settings):
+        yield from settings.node_port_addresses.get(family, (WILDCARD[family],))
 
 
 def _report_bug(error: Exception) -> None:

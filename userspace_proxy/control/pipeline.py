@@ -2,17 +2,19 @@
 
 Events are folded into the objects as they are now; a reconcile then plans the Services that changed, opens what is
 new, has steering lead to it, and closes what is gone, in this order, so that no packet is led to where nobody listens.
-A change of endpoints replaces a Pool and touches no socket and no rule.
+A change of endpoints replaces a Pool or a Route and touches no socket and no rule.
 
 What fails stays on the list and is tried again every few seconds; it never stops the rest. Nothing is opened or
 steered before the source is synced: half a list would tear down what a run before has left in force.
 """
 
 import logging
-from collections.abc import Callable, Container, Generator, Iterable
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
 
 import trio
 
+from userspace_proxy.control.applied_state import AppliedState
+from userspace_proxy.control.backlog import Backlog, Batch
 from userspace_proxy.control.cooperate import cooperate
 from userspace_proxy.control.counters import ControlCounters
 from userspace_proxy.control.problem_log import ProblemLog
@@ -21,11 +23,12 @@ from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.changes import Changes
 from userspace_proxy.model.endpoint import EndpointSlice
 from userspace_proxy.model.names import NamespacedName
+from userspace_proxy.model.node import Node
+from userspace_proxy.model.problem import Problem
 from userspace_proxy.model.service_port import Service
 from userspace_proxy.plan.build import build_steps, orphan_problems
-from userspace_proxy.plan.diff import diff_states
-from userspace_proxy.plan.state import DesiredState, ListenerKey, PlanSettings, PoolKey
-from userspace_proxy.sources.base import Applied, ProblemsFound, Removed, Synced, WatchEvent
+from userspace_proxy.plan.state import DesiredState, HealthCheck, PlanSettings
+from userspace_proxy.sources.base import Applied, ProblemsFound, Removed, Synced, WatchEvents
 from userspace_proxy.steering.base import Placement, Steering
 
 LOG = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ COALESCE_S = 0.01
 """Rest after a reconcile in which further events gather; arbitrary: far below what a user notices."""
 RETRY_S = 5.0
 """Between two attempts at what has failed, and two looks at the node's addresses; as kube-proxy for a port in use."""
+
+ObjectType = type[Service] | type[EndpointSlice] | type[Node]
 
 
 class Pipeline:
@@ -44,27 +49,32 @@ class Pipeline:
         *,
         steering: Steering,
         listeners: ListenerSet,
-        settings: Callable[[], PlanSettings],
+        settings: Callable[[Node | None], PlanSettings],
         counters: ControlCounters,
         wall_clock: Callable[[], float],
+        on_problem: Callable[[Problem], None],
     ) -> None:
         """Connect the parts.
 
         Args:
             steering: Leads packets to the listeners.
             listeners: Opens and closes them.
-            settings: Returns what plans depend on besides the objects; asked again every few seconds.
+            settings: Returns what plans depend on besides Services and EndpointSlices, for the Node as it is known;
+                asked again when that changes, and every few seconds.
             counters: Gets what happens here.
-            wall_clock: Seconds since the epoch, for metrics.
+            wall_clock: Seconds since the epoch.
+            on_problem: Called with each Problem that has not been there before, once it is logged.
         """
         self._steering = steering
-        self._listeners = listeners
         self._read_settings = settings
-        self._settings = settings()
         self._counters = counters
         self._wall_clock = wall_clock
+        self._started_at_s = wall_clock()
+        self._node: Node | None = None
+        self._settings = settings(None)
+        self._settings_are_due = False
         self._changes = Changes()
-        self._problems = ProblemLog()
+        self._problems = ProblemLog(on_problem)
         self._planning = trio.Lock()
         """Held while plans are made from the objects: events wait."""
         self._reconciling = trio.Lock()
@@ -72,24 +82,15 @@ class Pipeline:
         self._wake = trio.Event()
         self._synced = trio.Event()
         self._generation = 0
-        self._oldest_since_checkout: float | None = None
+        self._backlog = Backlog()
         self._dirty: set[NamespacedName] = set()
         """Services that have changed and are not planned yet."""
         self._desired = DesiredState()
-        self._applied = DesiredState()
-        self._unapplied: set[NamespacedName] = set()
-        """Services whose plan may differ between the two."""
-        self._placements: dict[NamespacedName, tuple[Placement, ...]] = {}
-        self._unplaced: dict[NamespacedName, str] = {}
-        self._steering_is_due = True
-        """What should be steered has changed since steering was last told."""
+        self._applied = AppliedState(steering, listeners, counters)
         self._steer_wake = trio.Event()
         self._is_steering = False
         self.steering_failure = ""
         """Why packets do not reach the listeners as they should; empty when they do."""
-        self._listen_failures: dict[ListenerKey, str] = {}
-        self._listeners_to_remove: set[ListenerKey] = set()
-        self._pools_to_remove: set[PoolKey] = set()
         self.in_force = trio.Event()
         """Set once the first complete list has been applied, but for listeners that could not be opened."""
 
@@ -99,42 +100,66 @@ class Pipeline:
         return self._desired
 
     @property
+    def settings(self) -> PlanSettings:
+        """What the plans depend on besides Services and EndpointSlices."""
+        return self._settings
+
+    @property
+    def services(self) -> Mapping[NamespacedName, Service]:
+        """The Services there are: a live view."""
+        return self._changes.services
+
+    @property
+    def node(self) -> Node | None:
+        """The Node this runs on, None while it is not known."""
+        return self._node
+
+    @property
     def failures(self) -> tuple[str, ...]:
         """What is not in force though it should be, a sentence each; empty when all is well."""
         steering = (self.steering_failure,) if self.steering_failure else ()
-        return (*steering, *self._unplaced.values(), *self._listen_failures.values())
+        return (*steering, *self._applied.failures)
 
-    def placements(self) -> Iterable[Placement]:
+    @property
+    def pending_since_s(self) -> float | None:
+        """When the oldest change came that is not in force, or since when steering fails, in seconds since the epoch.
+
+        None when all is in force. Single listeners that cannot be placed or opened do not count: see ``failures``.
+        """
+        return self._backlog.pending_since_s
+
+    @property
+    def updated_at_s(self) -> float | None:
+        """When a change last came into force, in seconds since the epoch; None: never."""
+        return self._counters.updated_at_s
+
+    @property
+    def health_checks(self) -> Mapping[NamespacedName, HealthCheck]:
+        """What load balancers are told that ask for this node, by Service; a live view."""
+        return self._applied.facts.health_checks
+
+    @property
+    def health_checks_changed(self) -> trio.Event:
+        """The Event that is set when ``health_checks`` or ``settings`` next change; a new one takes its place then."""
+        return self._applied.facts.health_checks_changed
+
+    def placements(self) -> Iterator[Placement]:
         """Iterate over where all Frontends are served, Service by Service in the order of their names."""
-        for name in sorted(self._placements):
-            yield from self._placements[name]
+        return self._applied.placements()
 
-    async def feed(self, event: WatchEvent) -> None:
-        """Take in one event; it is in force some milliseconds later."""
+    async def feed(self, events: WatchEvents) -> None:
+        """Take in a batch of events, which takes effect as a whole; it is in force some milliseconds later."""
         async with self._planning:
-            match event:
-                case Applied():
-                    self._changes.apply(event.object)
-                case Removed():
-                    self._changes.remove(event.type, event.name)
-                case ProblemsFound():
-                    await cooperate(self._problems.replace(event.origin, event.problems))
-                    return
-                case Synced():
-                    self._synced.set()
-            if self._oldest_since_checkout is None:
-                self._oldest_since_checkout = self._wall_clock()
-                if self._counters.oldest_unapplied_change is None:
-                    self._counters.oldest_unapplied_change = self._oldest_since_checkout
-            self._wake.set()
+            await cooperate(self._take_in(events))
 
-    async def retain(self, names: Container[tuple[type[Service] | type[EndpointSlice], NamespacedName]]) -> None:
+    async def retain(self, names: Container[tuple[ObjectType, NamespacedName]]) -> None:
         """Forget all objects but these: a source that starts anew cannot say what it does not know of."""
         async with self._planning:
             for kind, name in list(self._changes.names()):
                 if (kind, name) not in names:
-                    self._changes.remove(kind, name)
-                    self._wake.set()
+                    self._remove(kind, name)
+            if self._node is not None and (Node, NamespacedName("", self._node.name)) not in names:
+                self._set_node(None)
 
     async def run(self) -> None:
         """Reconcile whenever something has changed or is to be tried again, for ever.
@@ -145,6 +170,58 @@ class Pipeline:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._reconcile_for_ever)
             nursery.start_soon(self._steer_for_ever)
+
+    def _take_in(self, events: WatchEvents) -> Generator[None, None, None]:
+        for event in events:
+            match event:
+                case Applied(Node() as node):
+                    self._set_node(node)
+                case Applied(Service() | EndpointSlice() as obj):
+                    if self._changes.apply(obj):
+                        self._note_change(type(obj), obj)
+                case Removed(kind, name):
+                    self._remove(kind, name)
+                case ProblemsFound():
+                    yield from self._problems.replace(event.origin, event.problems)
+                case Synced():
+                    self._synced.set()
+                    self._wake.set()
+            yield
+
+    def _remove(self, kind: ObjectType, name: NamespacedName) -> None:
+        if kind is Node:
+            self._set_node(None)
+        elif kind is EndpointSlice:
+            owner = self._changes.owner_of(name)
+            if owner is not None and self._changes.remove(EndpointSlice, name):
+                self._backlog.queued.triggers.pop(owner, None)
+                self._note_change(EndpointSlice, None)
+        elif self._changes.remove(Service, name):
+            self._note_change(Service, None)
+
+    def _set_node(self, node: Node | None) -> None:
+        if node != self._node:
+            self._node = node
+            self._settings_are_due = True
+            self._queue()
+
+    def _note_change(self, kind: ObjectType, obj: Service | EndpointSlice | None) -> None:
+        if kind is Service:
+            self._backlog.queued.service_changes += 1
+            self._counters.service_changes += 1
+        else:
+            self._backlog.queued.endpoint_changes += 1
+            self._counters.endpoint_changes += 1
+        if isinstance(obj, EndpointSlice) and (obj.triggered_at_s or 0.0) >= self._started_at_s:
+            self._backlog.queued.triggers[obj.service].append((obj.family, obj.triggered_at_s or 0.0))
+        self._queue()
+
+    def _queue(self) -> None:
+        now_s = self._wall_clock()
+        self._backlog.queue(now_s)
+        self._counters.queued_at_s = now_s
+        self._tell_backlog()
+        self._wake.set()
 
     async def _reconcile_for_ever(self) -> None:
         retry_at = trio.current_time()  # at once: this may be a start after a bug, with work left undone
@@ -161,124 +238,66 @@ class Pipeline:
     async def _reconcile(self, *, retry: bool) -> None:
         """Bring what changed into force; ``retry``: try again what has failed, and look at the node."""
         started = trio.current_time()
-        in_doubt = frozenset(self._unapplied)  # of a reconcile that a bug cut short: nobody knows how far it came
         async with self._planning:
             self._wake = trio.Event()
-            self._oldest_since_checkout = None
-            if retry:
-                self._settings = self._read_settings()
+            self._backlog.start_reconcile(started)
+            if retry or self._settings_are_due:
+                self._renew_settings()
             self._dirty |= self._changes.checkout()
-            self._desired = await cooperate(build_steps(self._desired, self._changes, self._dirty, self._settings))
+            before = self._desired
+            self._desired = await cooperate(build_steps(before, self._changes, self._dirty, self._settings))
+            self._applied.want(self._desired, self._settings.sources)
             self._dirty.clear()
-        self._unapplied |= self._desired.replanned
-        changed = bool(self._unapplied)
-        if self._desired.replanned:
-            await cooperate(self._say_problems(self._desired.replanned))
-        await cooperate(self._apply_plans(in_doubt, self._unplaced.keys() if retry else ()))
-        self._applied = self._desired
-        self._unapplied.clear()
+        replanned = self._desired.replanned
+        changed = not self._applied.is_complete
+        if replanned:
+            await cooperate(self._say_problems(before, replanned))
+        await cooperate(self._applied.apply(retry=retry))
         self._generation += changed
-        self._open_listeners(retry=retry)
-        if retry or (self._steering_is_due and not self.steering_failure):
+        self._applied.open_listeners(retry=retry)
+        self._note_in_force(self._backlog.end_reconcile(replanned, self._applied.unsteered))
+        if retry or (self._applied.steering_is_due and not self.steering_failure):
             self._steer_wake.set()
         self._account()
         if changed:
             self._counters.reconcile_duration.observe(trio.current_time() - started)
 
-    def _say_problems(self, replanned: Iterable[NamespacedName]) -> Generator[None, None, None]:
+    def _renew_settings(self) -> None:
+        settings = self._read_settings(self._node)
+        self._settings_are_due = False
+        if settings != self._settings:
+            self._settings = settings
+            self._applied.facts.note_health_check_change()  # load balancers may have to ask elsewhere
+
+    def _say_problems(self, before: DesiredState, replanned: Iterable[NamespacedName]) -> Generator[None, None, None]:
         for name in replanned:
             plan = self._desired.services.get(name)
             yield from self._problems.replace(f"plan {name}", plan.problems if plan else ())
             yield
-        yield from self._problems.replace("orphans", orphan_problems(self._changes))
+        if any(name not in before.services or name not in self._desired.services for name in replanned):
+            yield from self._problems.replace("orphans", orphan_problems(self._changes))
 
-    def _apply_plans(
-        self, in_doubt: Iterable[NamespacedName], unplaced: Iterable[NamespacedName]
-    ) -> Generator[None, None, None]:
-        """Change Pools and the places of listeners, a Service at each step; may be repeated.
-
-        Args:
-            in_doubt: Services that something may have been done for which ``_applied`` does not know of.
-            unplaced: Services to place again, though nothing has changed for them.
-        """
-        again = {*in_doubt, *unplaced}
-        for name in in_doubt:
-            self._apply_pools_anew(name)
-            yield
-        for name in self._unapplied:
-            diff = diff_states(self._applied, self._desired, (name,))
-            for pool in diff.pools_replaced:
-                self._pools_to_remove.discard(pool.key)
-                self._listeners.apply_pool(pool)
-            self._pools_to_remove.update(diff.pools_removed)
-            if diff.frontends_added or diff.frontends_removed:
-                self._place(name)
-                again.discard(name)
-            yield
-        for name in again:
-            self._place(name)
-            yield
-
-    def _apply_pools_anew(self, name: NamespacedName) -> None:
-        plan = self._desired.services.get(name)
-        pools = plan.pools if plan else {}
-        there = {key for key, _ in self._listeners.pools() if key.service_port.service == name}
-        self._pools_to_remove |= there
-        self._pools_to_remove -= pools.keys()
-        for pool in pools.values():
-            self._listeners.apply_pool(pool)
-
-    def _place(self, name: NamespacedName) -> None:
-        plan = self._desired.services.get(name)
-        try:
-            placements = self._steering.place(plan.frontends) if plan else ()
-        except SteeringError as error:
-            self._counters.reconcile_failures["place"] += 1
-            if self._unplaced.get(name) != str(error):
-                LOG.error("%s", error)  # noqa: TRY400 - a known failure
-            self._unplaced[name] = str(error)
-            return
-        if self._unplaced.pop(name, None):
-            LOG.info("has its place after all", extra={"service": str(name)})
-        wanted = {placement.listener.key: placement.listener for placement in placements}
-        self._listeners_to_remove -= wanted.keys()
-        for spec in wanted.values():
-            self._listeners.apply_listener(spec)
-        for placement in self._placements.get(name, ()):
-            key = placement.listener.key
-            if key in wanted:
-                continue
-            if key.frontend is None:
-                self._listeners_to_remove.add(key)  # rules still lead to it
-            else:
-                self._forget_listener(key)  # another Service may get its address in this very reconcile
-        if placements:
-            self._placements[name] = placements
-        else:
-            self._placements.pop(name, None)
-        self._steering_is_due = True
-
-    def _forget_listener(self, key: ListenerKey) -> None:
-        self._listeners.remove_listener(key)
-        self._listen_failures.pop(key, None)
-
-    def _open_listeners(self, *, retry: bool) -> None:
-        for key, error in self._listeners.open_missing(retry=retry).items():
-            if error is None:
-                LOG.info("listening after all", extra={"service": str(key.pool.service_port)})
-                continue
-            self._counters.listen_failures += 1
-            if key not in self._listen_failures:
-                self._listen_failures[key] = str(error)
-                LOG.error("%s", error)
-        for key in self._listen_failures.keys() - self._listeners.failed:
-            del self._listen_failures[key]  # open now, or not wanted any more
+    def _note_in_force(self, batch: Batch) -> None:
+        now_s = self._wall_clock()
+        if batch.since_s is not None:
+            self._counters.updated_at_s = now_s
+        if batch.begun_s is not None:
+            self._counters.sync_duration.observe(trio.current_time() - batch.begun_s)
+        for family, triggered_at_s in batch.all_triggers():
+            self._counters.network_programming_duration[family].observe(max(now_s - triggered_at_s, 0.0))
 
     def _account(self) -> None:
         """Note how far what is in force has come, once all of it is."""
-        if not (self.failures or self._steering_is_due or self._is_steering or self._unapplied):
-            self._counters.oldest_unapplied_change = self._oldest_since_checkout
+        self._tell_backlog()
+        is_due = self._applied.steering_is_due or self._is_steering or not self._applied.is_complete
+        if not (self.failures or is_due):
             self._counters.applied_generation["control"] = self._generation
+
+    def _tell_backlog(self) -> None:
+        self._counters.service_changes_pending = self._backlog.service_changes
+        self._counters.endpoint_changes_pending = self._backlog.endpoint_changes
+        if not self._applied.failures or self._counters.oldest_unapplied_change is None:
+            self._counters.oldest_unapplied_change = self._backlog.pending_since_s
 
     async def _steer_for_ever(self) -> None:
         while True:
@@ -295,16 +314,17 @@ class Pipeline:
     async def _steer(self) -> bool:
         """Have packets led to the listeners, then close those nothing leads to any more; return whether it worked."""
         async with self._reconciling:
-            placements = list(self.placements()) if self._steering_is_due else None
-            gone_listeners, gone_pools = set(self._listeners_to_remove), set(self._pools_to_remove)
-            self._steering_is_due = False  # what changes from here on is for the next time
+            work = self._applied.start_steering()
+            self._backlog.start_steering()
         try:
-            if placements is not None:
-                await self._steering.apply(placements)
+            if work.placements is not None:
+                await self._steering.apply(work.placements, work.restrictions)
             else:
                 await self._steering.refresh()
         except BaseException as error:
-            self._steering_is_due = True
+            self._applied.fail_steering(work)
+            self._backlog.fail_steering(self._wall_clock())
+            self._tell_backlog()
             if not isinstance(error, SteeringError):
                 raise
             self._counters.reconcile_failures["steering"] += 1
@@ -315,10 +335,8 @@ class Pipeline:
         if self.steering_failure:
             self.steering_failure = ""
             LOG.info("steering is in force after all")
-        for key in gone_listeners & self._listeners_to_remove:
-            self._forget_listener(key)
-            self._listeners_to_remove.discard(key)
-        for pool_key in gone_pools & self._pools_to_remove:
-            self._listeners.remove_pool(pool_key)
-            self._pools_to_remove.discard(pool_key)
+        self._note_in_force(self._backlog.end_steering())
+        if self._counters.updated_at_s is None:
+            self._counters.updated_at_s = self._wall_clock()
+        self._applied.end_steering(work)
         return True

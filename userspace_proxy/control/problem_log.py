@@ -4,7 +4,7 @@ There can be as many as there are objects, so it works in steps.
 """
 
 import logging
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 from userspace_proxy.model.problem import Problem, Severity
 
@@ -16,7 +16,9 @@ _LEVELS = {Severity.ERROR: logging.ERROR, Severity.WARNING: logging.WARNING}
 class ProblemLog:
     """The Problems of all origins."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_problem: Callable[[Problem], None]) -> None:
+        """Start without Problems; ``on_problem`` is called with each one that is logged."""
+        self._on_problem = on_problem
         self._by_origin: dict[str, frozenset[Problem]] = {}
 
     def replace(self, origin: str, problems: Iterable[Problem]) -> Generator[None, None, None]:
@@ -28,4 +30,5 @@ class ProblemLog:
         for problem in new:
             if problem not in before:
                 LOG.log(_LEVELS[problem.severity], "%s", problem)
+                self._on_problem(problem)
                 yield

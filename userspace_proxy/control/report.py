@@ -1,24 +1,31 @@
 """What the commands say on stdout, as lines of text or JSON. Builds texts, prints nothing."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv6Address
+from typing import Any
 
 import msgspec
 
-from userspace_proxy.config import Config
+from userspace_proxy.config import Config, NodePortAddresses
 from userspace_proxy.control.check import CheckResult
 from userspace_proxy.control.main import Running
-from userspace_proxy.plan.state import DesiredState
+from userspace_proxy.model.names import IPAddress
+from userspace_proxy.plan.state import DesiredState, ServicePlan, SourceClass, Target, Verdict
 from userspace_proxy.sources.manifest_files import shown_path
-from userspace_proxy.steering.base import Placement, pool_key
+from userspace_proxy.steering.base import Placement
 
 
 def settings_lines(config: Config) -> Iterator[str]:
     """Yield the settings that are in force, one a line."""
     limits = config.limits
     ports = config.proxy_port_range
-    metrics = config.metrics_bind_address
     rows = (
-        ("manifests", ", ".join(shown_path(str(path)) for path in config.manifests)),
+        *_source_rows(config),
+        ("hostname-override", config.node_name or "none"),
+        ("cluster-cidr", ",".join(map(str, config.cluster_cidrs)) or "none: no client counts as a pod"),
+        ("detect-local-mode", config.detect_local_mode),
+        ("nodeport-addresses", _node_port_addresses(config.node_port_addresses)),
+        ("external-ips", "on" if config.serves_external_ips else "off"),
         ("steering", config.steering),
         ("balance", config.balance),
         ("dial-next-after", f"{limits.dial_next_after_s:g} s"),
@@ -29,13 +36,37 @@ def settings_lines(config: Config) -> Iterator[str]:
         ("drain-timeout", f"{config.drain_timeout_s:g} s"),
         ("loopback-range", str(config.loopback_range)),
         ("proxy-port-range", f"{ports[0]}-{ports[-1]}"),
-        ("metrics-bind-address", "off" if metrics is None else _address_text(*metrics)),
+        ("metrics-bind-address", _address_or_off(config.metrics_bind_address)),
+        ("healthz-bind-address", _address_or_off(config.healthz_bind_address)),
         ("bind-address-hard-fail", "on" if config.bind_address_hard_fail else "off"),
         ("state-dir", shown_path(str(config.state_dir))),
         ("runtime-dir", shown_path(str(config.runtime_dir))),
     )
     yield "settings:"
     yield from (f"  {name}: {value}" for name, value in rows)
+
+
+def _source_rows(config: Config) -> Iterator[tuple[str, str]]:
+    if config.manifests:
+        yield "manifests", ", ".join(shown_path(str(path)) for path in config.manifests)
+        return
+    api = config.api
+    yield (
+        "kubeconfig",
+        "none: the service account of this pod" if api.kubeconfig is None else shown_path(str(api.kubeconfig)),
+    )
+    if api.context:
+        yield "kube-context", api.context
+    if api.server:
+        yield "api-server", api.server
+    if api.service_proxy_name:
+        yield "service-proxy-name", api.service_proxy_name
+
+
+def _node_port_addresses(addresses: NodePortAddresses) -> str:
+    if addresses.is_primary:
+        return "primary"
+    return ",".join(map(str, addresses.networks)) or "all"
 
 
 def ready_line(running: Running) -> str:
@@ -45,7 +76,9 @@ def ready_line(running: Running) -> str:
     return (
         f"ready: {_count(len(desired.services), 'service')}, {_count(_endpoint_count(desired), 'endpoint')}, "
         f"{_count(running.listeners.open_listeners, 'listener')}, steering {running.chosen.steering.kind}, "
-        f"{running.startup_s:.2f} s" + (f" ({_count(failures, 'failure')}, see the log)" if failures else "")
+        + (f"API server {running.api.server} as {running.node_name or 'no node'}, " if running.api else "")
+        + f"{running.startup_s:.2f} s"
+        + (f" ({_count(failures, 'failure')}, see the log)" if failures else "")
     )
 
 
@@ -88,24 +121,10 @@ def check_lines(result: CheckResult) -> Iterator[str]:
 
 def check_json(result: CheckResult) -> str:
     """Return what a run would do as one JSON object; its keys are an interface."""
-    frontends = []
-    for placement in result.placements:
-        frontend = placement.frontend
-        plan = result.desired.services[frontend.service_port.service]
-        pool = plan.pools[pool_key(frontend)]
-        frontends.append(
-            {
-                "service": str(frontend.service_port.service),
-                "port": frontend.service_port.port,
-                "protocol": frontend.protocol,
-                "kind": frontend.kind,
-                "family": frontend.family,
-                "frontend": str(frontend),
-                "listener": placement.listens_at,
-                "balance": pool.balance,
-                "backends": [str(backend) for backend in pool.backends],
-            }
-        )
+    frontends = [
+        _frontend_document(result.desired.services[placement.frontend.service_port.service], placement)
+        for placement in result.placements
+    ]
     problems = [
         {
             "severity": problem.severity,
@@ -118,6 +137,40 @@ def check_json(result: CheckResult) -> str:
     ]
     document = {"steering": list(result.steering), "frontends": frontends, "problems": problems}
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+
+
+def _frontend_document(plan: ServicePlan, placement: Placement) -> dict[str, Any]:
+    frontend = placement.frontend
+    route = plan.routes[frontend]
+    pool = next(
+        pool
+        for key, pool in plan.pools.items()
+        if (key.service_port, key.family) == (frontend.service_port, frontend.family)
+    )
+    return {
+        "service": str(frontend.service_port.service),
+        "port": frontend.service_port.port,
+        "protocol": frontend.protocol,
+        "kind": frontend.kind,
+        "family": frontend.family,
+        "frontend": str(frontend),
+        "listener": placement.listens_at,
+        "balance": pool.balance,
+        "affinity_timeout_s": pool.affinity_timeout_s,
+        "source_ranges": [str(network) for network in route.source_ranges],
+        "backends": _backend_texts(plan, route.outside),
+        "clients": {
+            source: {
+                "verdict": target if isinstance(target, Verdict) else "serve",
+                "backends": _backend_texts(plan, target),
+            }
+            for source, target in ((source, route.target(source)) for source in SourceClass)
+        },
+    }
+
+
+def _backend_texts(plan: ServicePlan, target: Target) -> list[str]:
+    return [] if isinstance(target, Verdict) else [str(backend) for backend in plan.pools[target].backends]
 
 
 def _endpoint_count(desired: DesiredState) -> int:
@@ -136,5 +189,8 @@ def _seconds_or_off(seconds: float | None) -> str:
     return "off" if seconds is None else f"{seconds:g} s"
 
 
-def _address_text(address: object, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
+def _address_or_off(address: tuple[IPAddress, int] | None) -> str:
+    if address is None:
+        return "off"
+    host, port = address
+    return f"[{host}]:{port}" if isinstance(host, IPv6Address) else f"{host}:{port}"

@@ -3,6 +3,9 @@
 House rules, after https://prometheus.io/docs/practices/naming/: one prefix; base units; ``_total`` on every counter and
 on nothing else; no label name inside a metric name; no address of a client or Backend as a label; a sum over all
 labels makes sense.
+
+Those that begin with ``kubeproxy_`` are kube-proxy's own (``pkg/proxy/metrics/metrics.go``), with its names and labels
+however they agree with these rules, so that dashboards made for it go on to work.
 """
 
 from enum import StrEnum
@@ -96,6 +99,115 @@ UNEXPECTED_ERRORS = MetricName(
     "Errors that are bugs of this program, logged with a traceback, by the process part they hit (engine, control).",
     ("part",),
 )
+UNSERVED_PORTS = MetricName(
+    MetricType.GAUGE,
+    "userspace_proxy_unserved_ports",
+    "Ports of Services that are not served, by their protocol.",
+    ("protocol",),
+)
+AFFINITY_EVICTIONS = MetricName(
+    MetricType.COUNTER,
+    "userspace_proxy_affinity_evictions_total",
+    "Clients whose session affinity was forgotten before its time because there were too many.",
+)
+API_WATCH_UP = MetricName(
+    MetricType.GAUGE,
+    "userspace_proxy_api_watch_up",
+    "Whether a resource of the API server is being followed (1) or not (0).",
+    ("resource",),
+)
+API_STATE_TIMESTAMP = MetricName(
+    MetricType.GAUGE,
+    "userspace_proxy_api_state_timestamp_seconds",
+    "Unix time at which a resource was last known to be current; time() minus this is the age of the state.",
+    ("resource",),
+)
+API_LAST_EVENT_TIMESTAMP = MetricName(
+    MetricType.GAUGE,
+    "userspace_proxy_api_last_event_timestamp_seconds",
+    "Unix time of the last event of a resource.",
+    ("resource",),
+)
+API_EVENTS = MetricName(
+    MetricType.COUNTER,
+    "userspace_proxy_api_events_total",
+    "Events received from the API server.",
+    ("resource",),
+)
+API_LISTS = MetricName(
+    MetricType.COUNTER,
+    "userspace_proxy_api_lists_total",
+    "Complete lists received from the API server.",
+    ("resource",),
+)
+API_FAILURES = MetricName(
+    MetricType.COUNTER,
+    "userspace_proxy_api_failures_total",
+    "Failed requests to the API server and broken watches, by reason.",
+    ("resource", "reason"),
+)
+KUBEPROXY_SYNC_DURATION = MetricName(
+    MetricType.HISTOGRAM,
+    "kubeproxy_sync_proxy_rules_duration_seconds",
+    "Time from the beginning of a reconcile until its changes are in force; both families share one.",
+    ("ip_family",),
+)
+KUBEPROXY_SYNC_TIMESTAMP = MetricName(
+    MetricType.GAUGE,
+    "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+    "Unix time at which a change last came into force.",
+    ("ip_family",),
+)
+KUBEPROXY_QUEUED_TIMESTAMP = MetricName(
+    MetricType.GAUGE,
+    "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+    "Unix time of the last change.",
+    ("ip_family",),
+)
+KUBEPROXY_NETWORK_PROGRAMMING = MetricName(
+    MetricType.HISTOGRAM,
+    "kubeproxy_network_programming_duration_seconds",
+    "Time from what led to a change of endpoints until it is in force.",
+    ("ip_family",),
+)
+KUBEPROXY_ENDPOINT_CHANGES_PENDING = MetricName(
+    MetricType.GAUGE,
+    "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+    "Changes of EndpointSlices that are not in force.",
+)
+KUBEPROXY_ENDPOINT_CHANGES = MetricName(
+    MetricType.COUNTER,
+    "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+    "Changes of EndpointSlices.",
+)
+KUBEPROXY_SERVICE_CHANGES_PENDING = MetricName(
+    MetricType.GAUGE,
+    "kubeproxy_sync_proxy_rules_service_changes_pending",
+    "Changes of Services that are not in force.",
+)
+KUBEPROXY_SERVICE_CHANGES = MetricName(
+    MetricType.COUNTER,
+    "kubeproxy_sync_proxy_rules_service_changes_total",
+    "Changes of Services.",
+)
+KUBEPROXY_NO_LOCAL_ENDPOINTS = MetricName(
+    MetricType.GAUGE,
+    "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+    "Ports of Services whose traffic policy is Local, that have endpoints and none of them here.",
+    ("traffic_policy", "ip_family"),
+)
+KUBEPROXY_HEALTHZ = MetricName(
+    MetricType.COUNTER,
+    "kubeproxy_proxy_healthz_total",
+    "Answers of /healthz by status code.",
+    ("code",),
+)
+KUBEPROXY_LIVEZ = MetricName(
+    MetricType.COUNTER,
+    "kubeproxy_proxy_livez_total",
+    "Answers of /livez by status code.",
+    ("code",),
+)
 BUILD_INFO = MetricName(
     MetricType.GAUGE,
     "userspace_proxy_build_info",
@@ -117,6 +229,25 @@ ALL = (
     APPLIED_GENERATION,
     OLDEST_UNAPPLIED_CHANGE,
     UNEXPECTED_ERRORS,
+    UNSERVED_PORTS,
+    AFFINITY_EVICTIONS,
+    API_WATCH_UP,
+    API_STATE_TIMESTAMP,
+    API_LAST_EVENT_TIMESTAMP,
+    API_EVENTS,
+    API_LISTS,
+    API_FAILURES,
+    KUBEPROXY_SYNC_DURATION,
+    KUBEPROXY_SYNC_TIMESTAMP,
+    KUBEPROXY_QUEUED_TIMESTAMP,
+    KUBEPROXY_NETWORK_PROGRAMMING,
+    KUBEPROXY_ENDPOINT_CHANGES_PENDING,
+    KUBEPROXY_ENDPOINT_CHANGES,
+    KUBEPROXY_SERVICE_CHANGES_PENDING,
+    KUBEPROXY_SERVICE_CHANGES,
+    KUBEPROXY_NO_LOCAL_ENDPOINTS,
+    KUBEPROXY_HEALTHZ,
+    KUBEPROXY_LIVEZ,
     BUILD_INFO,
 )
 """Every metric above."""

@@ -15,8 +15,11 @@ from userspace_proxy.control.collector import build_registry, metrics_page
 from userspace_proxy.control.cooperate import cooperate
 from userspace_proxy.control.counters import ControlCounters
 from userspace_proxy.dataplane.counters import EngineCounters
-from userspace_proxy.model.names import Protocol
+from userspace_proxy.model.names import Family, Protocol
+from userspace_proxy.plan.state import PolicyClass
+from userspace_proxy.sources.base import ApiState, ResourceState
 from userspace_proxy.telemetry import metric_names
+from userspace_proxy.telemetry.metric_names import MetricName, MetricType
 
 WEB = ("shop/web:http", Protocol.TCP)
 
@@ -26,9 +29,11 @@ def in_one_go(page: Generator[None, None, Response]) -> Response:
     return trio.run(cooperate, page)
 
 
-def scrape(engines: Mapping[str, EngineCounters], control: ControlCounters | None = None) -> dict[str, Metric]:
+def scrape(
+    engines: Mapping[str, EngineCounters], control: ControlCounters | None = None, api: ApiState | None = None
+) -> dict[str, Metric]:
     """Return the families of one scrape by name, as Prometheus would read them."""
-    registry = build_registry(lambda: engines, control or ControlCounters())
+    registry = build_registry(lambda: engines, control or ControlCounters(), api)
     page = in_one_go(metrics_page(registry))
     assert (page.status, page.content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
     families = list(text_string_to_metric_families(page.body.decode()))
@@ -53,6 +58,7 @@ def busy_engine() -> EngineCounters:
     web.dials["ok"] += 9
     web.dials["refused"] += 1
     engine.accept_pauses["EMFILE"] += 4
+    engine.affinity_evictions += 7
     engine.unexpected_errors += 1
     for seconds in (0.0005, 0.003, 0.003, 9.0):
         engine.dial_duration.observe(seconds)
@@ -65,7 +71,32 @@ def busy_control() -> ControlCounters:
     control.reconcile_duration.observe(0.0015)
     control.reconcile_failures["steering"] += 3
     control.applied_generation["control"] = 42
+    control.sync_duration.observe(0.5)
+    control.network_programming_duration[Family.IPV6].observe(61.0)
+    control.queued_at_s, control.updated_at_s = 1795296700.5, 1795296600.5
+    control.service_changes, control.service_changes_pending = 12, 2
+    control.endpoint_changes, control.endpoint_changes_pending = 34, 4
+    control.no_local_endpoints[PolicyClass.EXTERNAL, Family.IPV4] = 8
+    control.unserved_ports[Protocol.SCTP] = 9
+    control.healthz["503"] += 5
+    control.livez["200"] += 6
     return control
+
+
+def busy_api() -> ApiState:
+    """Return a state with a value in every place, of one resource that is followed and one that is not."""
+    services = ResourceState(
+        is_listed=True,
+        current_at_s=1795296600.5,
+        last_event_at_s=1795296500.5,
+        events=21,
+        lists=2,
+        failures={"expired": 1},
+    )
+    slices = ResourceState(
+        is_listed=True, current_at_s=1795296300.5, failure="no answer", lists=1, failures={"refused": 3}
+    )
+    return ApiState({"services": services, "endpointslices": slices})
 
 
 def test_scrape_of_one_engine_has_its_values_under_the_right_labels() -> None:
@@ -84,6 +115,8 @@ def test_scrape_of_one_engine_has_its_values_under_the_right_labels() -> None:
     assert values(families["userspace_proxy_dials"]) == {("ok", "shop/web:http"): 9, ("refused", "shop/web:http"): 1}
     assert values(families["userspace_proxy_accept_pauses"]) == {("EMFILE",): 4}
     assert values(families["userspace_proxy_unexpected_errors"]) == {("engine",): 1, ("control",): 2}
+    assert values(families["userspace_proxy_affinity_evictions"]) == {(): 7}
+    assert values(families["userspace_proxy_unserved_ports"]) == {("SCTP",): 9, ("TCP",): 0, ("UDP",): 0}
     assert values(families["userspace_proxy_listen_failures"]) == {(): 6}
     assert values(families["userspace_proxy_reconcile_failures"]) == {("steering",): 3}
     assert values(families["userspace_proxy_applied_generation"]) == {("control",): 42}
@@ -93,13 +126,71 @@ def test_scrape_of_one_engine_has_its_values_under_the_right_labels() -> None:
     }
 
 
+def test_scrape_says_how_well_the_api_server_is_known() -> None:
+    """By resource: whether it is followed, how old what is known is, and what went wrong how often."""
+    families = scrape({}, api=busy_api())
+    assert values(families["userspace_proxy_api_watch_up"]) == {("services",): 1, ("endpointslices",): 0}
+    assert values(families["userspace_proxy_api_state_timestamp_seconds"]) == {
+        ("services",): 1795296600.5,
+        ("endpointslices",): 1795296300.5,
+    }
+    assert values(families["userspace_proxy_api_last_event_timestamp_seconds"]) == {("services",): 1795296500.5}
+    assert values(families["userspace_proxy_api_events"]) == {("services",): 21, ("endpointslices",): 0}
+    assert values(families["userspace_proxy_api_lists"]) == {("services",): 2, ("endpointslices",): 1}
+    assert values(families["userspace_proxy_api_failures"]) == {
+        ("expired", "services"): 1,
+        ("refused", "endpointslices"): 3,
+    }
+
+
+def test_scrape_has_the_metrics_of_kube_proxy_under_their_names() -> None:
+    """Dashboards made for kube-proxy find what they look for: names, labels, label values and buckets."""
+    families = scrape({}, busy_control())
+    assert values(families["kubeproxy_sync_proxy_rules_last_timestamp_seconds"]) == {
+        ("IPv4",): 1795296600.5,
+        ("IPv6",): 1795296600.5,
+    }
+    assert values(families["kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds"])["IPv4",] == 1795296700.5
+    assert values(families["kubeproxy_sync_proxy_rules_service_changes"]) == {(): 12}
+    assert values(families["kubeproxy_sync_proxy_rules_service_changes_pending"]) == {(): 2}
+    assert values(families["kubeproxy_sync_proxy_rules_endpoint_changes"]) == {(): 34}
+    assert values(families["kubeproxy_sync_proxy_rules_endpoint_changes_pending"]) == {(): 4}
+    assert values(families["kubeproxy_sync_proxy_rules_no_local_endpoints_total"]) == {
+        ("IPv4", "internal"): 0,
+        ("IPv6", "internal"): 0,
+        ("IPv4", "external"): 8,
+        ("IPv6", "external"): 0,
+    }
+    assert values(families["kubeproxy_proxy_healthz"]) == {("503",): 5}
+    assert values(families["kubeproxy_proxy_livez"]) == {("200",): 6}
+    programming = {
+        (sample.labels["ip_family"], sample.labels["le"]): sample.value
+        for sample in families["kubeproxy_network_programming_duration_seconds"].samples
+        if sample.name.endswith("_bucket")
+    }
+    assert [le for family, le in programming if family == "IPv4"] == [
+        *("0.25", "0.5"),
+        *(f"{bound}.0" for bound in (*range(1, 60), *range(60, 120, 5), *range(120, 301, 30))),
+        "+Inf",
+    ]
+    assert (programming["IPv6", "60.0"], programming["IPv6", "65.0"], programming["IPv4", "+Inf"]) == (0, 1, 0)
+    sync = families["kubeproxy_sync_proxy_rules_duration_seconds"].samples
+    assert {sample.labels["ip_family"] for sample in sync} == {"IPv4", "IPv6"}
+    assert [sample.value for sample in sync if sample.name.endswith("_count")] == [1, 1]
+
+
+def exposed_name(metric: MetricName) -> str:
+    """Return the name of a family as a parser tells it: without the suffix of counters."""
+    return metric.name.removesuffix("_total") if metric.type is MetricType.COUNTER else metric.name
+
+
 def test_scrape_every_family_has_the_declared_type_help_and_labels() -> None:
-    """What is declared is exposed, all of it and nothing else under our prefix."""
-    families = scrape({"control": busy_engine()}, busy_control())
-    ours = {name for name in families if name.startswith("userspace_proxy")}
-    assert ours == {metric.name.removesuffix("_total") for metric in metric_names.ALL}
+    """What is declared is exposed, all of it and nothing else under our prefix and kube-proxy's."""
+    families = scrape({"control": busy_engine()}, busy_control(), busy_api())
+    ours = {name for name in families if name.startswith(("userspace_proxy", "kubeproxy"))}
+    assert ours == {exposed_name(metric) for metric in metric_names.ALL}
     for metric in metric_names.ALL:
-        family = families[metric.name.removesuffix("_total")]
+        family = families[exposed_name(metric)]
         assert (family.type, family.documentation) == (metric.type, metric.help)
         assert family.samples, metric.name
         assert {tuple(sorted(sample.labels.keys() - {"le"})) for sample in family.samples} == {
@@ -154,7 +245,7 @@ def test_scrape_of_one_name_with_two_protocols_has_no_series_twice() -> None:
 def test_scrape_after_a_service_is_dropped_has_no_series_of_it() -> None:
     """The series of a removed Service end with its counters, on the same registry."""
     engine = busy_engine()
-    registry = build_registry(lambda: {"control": engine}, ControlCounters())
+    registry = build_registry(lambda: {"control": engine}, ControlCounters(), None)
     assert b"shop/web" in in_one_go(metrics_page(registry)).body
     del engine.services[WEB]
     assert b"shop/web" not in in_one_go(metrics_page(registry)).body
@@ -165,7 +256,7 @@ def test_metrics_page_of_many_services_is_the_same_in_many_steps() -> None:
     engine = EngineCounters()
     for number in range(1200):
         engine.services[f"shop/web-{number}", Protocol.TCP].connections = number
-    registry = build_registry(lambda: {"control": engine}, ControlCounters())
+    registry = build_registry(lambda: {"control": engine}, ControlCounters(), None)
     in_steps = in_one_go(metrics_page(registry)).body.splitlines()
     at_once = generate_latest(registry).splitlines()
     assert our_lines(in_steps) == our_lines(at_once)

@@ -1,10 +1,8 @@
 """The control process on a scripted source: what a bug or a failure in one part does to the others."""
 
-import gc
 import os
-import resource
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -16,17 +14,19 @@ from cli_driver import own_loopback_range
 from trio.testing import MockClock
 
 from userspace_proxy.config import Config, SteeringKind
-from userspace_proxy.control import main
+from userspace_proxy.control import source as source_module
 from userspace_proxy.control.main import RESTART_S, Running, run_control
 from userspace_proxy.errors import ConfigError, SteeringError
 from userspace_proxy.plan.state import Pool
-from userspace_proxy.sources.base import Applied, Synced, WatchEvent
+from userspace_proxy.sources.base import Applied, Synced, WatchEvents
 from userspace_proxy.steering.loopback import LoopbackSteering
+
+pytestmark = pytest.mark.usefixtures("undone")
 
 WEB = service("shop/web")
 WEB_1 = endpoint_slice("shop/web-1", "10.0.1.1")
-LIST: tuple[WatchEvent, ...] = (Applied(WEB), Applied(WEB_1), Synced())
-Step = WatchEvent | Exception | float
+LIST: tuple[WatchEvents, ...] = ([Applied(WEB)], [Applied(WEB_1), Synced()])
+Step = WatchEvents | Exception | float
 """What a source does next: send, fail, or rest for some seconds."""
 
 
@@ -36,7 +36,7 @@ class ScriptedSource:
     def __init__(self, *scripts: Sequence[Step]) -> None:
         self._scripts = iter(scripts)
         self.started_at: list[float] = []
-        self.send: trio.MemorySendChannel[WatchEvent] | None = None
+        self.send: trio.MemorySendChannel[WatchEvents] | None = None
         """Of the last start."""
         self.reload_requested: trio.MemoryReceiveChannel[None] | None = None
         """Of the last start."""
@@ -44,7 +44,7 @@ class ScriptedSource:
     async def __call__(
         self,
         paths: Sequence[Path],  # noqa: ARG002 - the interface's
-        send: trio.MemorySendChannel[WatchEvent],
+        send: trio.MemorySendChannel[WatchEvents],
         reload_requested: trio.MemoryReceiveChannel[None],
     ) -> None:
         """Follow the next script."""
@@ -61,25 +61,14 @@ class ScriptedSource:
         await trio.sleep_forever()
 
 
-@pytest.fixture(autouse=True)
-def undone() -> Iterator[None]:
-    """Undo what a run does to its process."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    thresholds = gc.get_threshold()
-    yield
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
-    resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-
-
 @pytest.fixture
 def run_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[ScriptedSource], Awaitable[None]]:
     """Return a function that runs the control process on a source, to its end."""
 
     async def run(source: ScriptedSource, on_ready: Callable[[Running], None] = lambda _: None) -> None:
-        monkeypatch.setattr(main, "run_manifests", source)
+        monkeypatch.setattr(source_module, "run_manifests", source)
         config = Config(
-            manifests=(),
+            manifests=(tmp_path,),
             state_dir=tmp_path / "state",
             runtime_dir=tmp_path / "run",
             steering=SteeringKind.LOOPBACK,
@@ -120,7 +109,7 @@ async def test_bug_in_the_source_starts_it_again(
     autojump_clock: MockClock, run_with: Callable[..., Awaitable[None]], caplog: pytest.LogCaptureFixture
 ) -> None:
     """After a rest, and what it says then is served."""
-    source = ScriptedSource([Applied(WEB), RuntimeError("a bug")], LIST)
+    source = ScriptedSource([[Applied(WEB)], RuntimeError("a bug")], LIST)
     async with running(run_with, source) as run:
         assert source.started_at == [0, RESTART_S]
         assert run.listeners.open_listeners == 1
@@ -144,7 +133,7 @@ async def test_source_that_starts_again_says_what_is_all(
     autojump_clock: MockClock, run_with: Callable[..., Awaitable[None]]
 ) -> None:
     """What was deleted while it was down is served no more."""
-    source = ScriptedSource([*LIST, 1.0, RuntimeError("a bug")], [Synced()])
+    source = ScriptedSource([*LIST, 1.0, RuntimeError("a bug")], [[Synced()]])
     async with running(run_with, source) as run:
         await trio.sleep(2 * RESTART_S)
         assert run.listeners.open_listeners == 0
@@ -214,7 +203,7 @@ async def test_bug_in_the_pipeline_costs_a_rest_and_no_change(
 
         monkeypatch.setattr(run.listeners, "apply_pool", strike_once)
         assert source.send is not None
-        await source.send.send(Applied(endpoint_slice("shop/web-1", "10.0.1.2", "10.0.1.3")))
+        await source.send.send([Applied(endpoint_slice("shop/web-1", "10.0.1.2", "10.0.1.3"))])
         await trio.sleep(RESTART_S - 1)
         assert bugs(caplog) == ["pipeline"]
         await trio.sleep(2)

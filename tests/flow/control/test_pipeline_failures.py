@@ -3,19 +3,20 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any, NoReturn
 
 import pytest
 import trio
-from attrs import evolve
-from builders import endpoint_slice, plan_settings, service, service_port
+from builders import endpoint_slice, service, service_port
 from cli_driver import free_port
 from pipeline_driver import SETTLE_S, Flow, open_flow
 from trio.testing import MockClock
 
+from userspace_proxy.control import pipeline
 from userspace_proxy.control.pipeline import RETRY_S
-from userspace_proxy.model.names import IPAddress
 from userspace_proxy.model.service_port import Service
+from userspace_proxy.plan.build import build_steps
 from userspace_proxy.sources.base import Synced
 
 WEB = service("shop/web")
@@ -90,7 +91,7 @@ async def test_steering_failure_stops_no_listener_and_no_pool(autojump_clock: Mo
         await flow.remove(CART, CART_1)
         await flow.feed(service("shop/blog", cluster_ips=["10.96.0.12"]))
         await flow.settle()
-        assert flow.backends()["shop/web:http internal"] == ["10.0.1.2:8080"]
+        assert flow.backends()["shop/web:http cluster"] == ["10.0.1.2:8080"]
         assert len(flow.steering.applied) == 2
         assert len(flow.sockets()) == 2, "the removed Service is still steered to: its socket stays"
         flow.steering.failure = ""
@@ -269,8 +270,8 @@ async def test_bug_anywhere_is_repaired_by_the_next_reconcile(autojump_clock: Mo
             nursery.cancel_scope.cancel()
         assert trio.current_time() - restarted_at < RETRY_S
         assert flow.backends() == {
-            "shop/web:http internal": ["10.0.1.2:8080"],
-            "shop/cart:http internal": ["10.0.2.1:8080"],
+            "shop/web:http cluster": ["10.0.1.2:8080"],
+            "shop/cart:http cluster": ["10.0.2.1:8080"],
         }
         assert {name.split()[0] for name in flow.sockets()} == {"shop/web:http", "shop/cart:http"}
         assert flow.steering.applied[-1] == ["10.96.0.11:80/TCP", "10.96.0.10:80/TCP"]
@@ -278,21 +279,19 @@ async def test_bug_anywhere_is_repaired_by_the_next_reconcile(autojump_clock: Mo
         assert flow.counters.oldest_unapplied_change is None
 
 
-class _BuggyAddresses(frozenset[IPAddress]):
-    """Addresses that cannot be asked for."""
+async def test_bug_while_planning_loses_no_change(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was checked out and not planned is planned by the next reconcile."""
 
-    def __contains__(self, address: object) -> bool:
+    def build_and_fail(*arguments: Any) -> Generator[None, None, NoReturn]:
+        yield from build_steps(*arguments)
         raise RuntimeError("a bug in the plan")
 
-
-async def test_bug_while_planning_loses_no_change(autojump_clock: MockClock) -> None:
-    """What was checked out and not planned is planned by the next reconcile."""
     async with open_flow(running=False) as flow:
         await flow.feed(WEB, WEB_1)
-        await flow.pipeline.feed(Synced())
-        flow.settings = evolve(flow.settings, local_addresses=_BuggyAddresses())
+        await flow.pipeline.feed([Synced()])
+        monkeypatch.setattr(pipeline, "build_steps", build_and_fail)
         await _run_into_bug(flow, "a bug in the plan")
-        flow.settings = plan_settings()
+        monkeypatch.undo()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flow.pipeline.run)
             await flow.settle()
@@ -318,7 +317,7 @@ async def test_reconcile_cut_short_by_a_bug_is_repaired_though_all_went_back(aut
             nursery.start_soon(flow.pipeline.run)
             await flow.settle()
             nursery.cancel_scope.cancel()
-        wanted = {f"{name}:http internal": ["10.0.1.1:8080"] for name in names}
-        assert flow.backends() == {**wanted, "shop/cart:http internal": ["10.0.2.1:8080"]}
+        wanted = {f"{name}:http cluster": ["10.0.1.1:8080"] for name in names}
+        assert flow.backends() == {**wanted, "shop/cart:http cluster": ["10.0.2.1:8080"]}
         assert len(flow.sockets()) == len(names) + 1
         assert failures(flow) == []

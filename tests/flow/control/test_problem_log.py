@@ -20,7 +20,7 @@ def replace(log: ProblemLog, origin: str, *problems: Problem) -> int:
 
 def test_problem_log_says_a_problem_once_while_it_stands(caplog: pytest.LogCaptureFixture) -> None:
     """Only what was not there before is logged, with its severity as the level."""
-    log = ProblemLog()
+    log = ProblemLog(lambda _: None)
     replace(log, "shop.yaml", problem("first"))
     replace(log, "shop.yaml", problem("first"), problem("second", Severity.WARNING))
     replace(log, "shop.yaml", problem("second", Severity.WARNING))
@@ -32,15 +32,24 @@ def test_problem_log_says_a_problem_once_while_it_stands(caplog: pytest.LogCaptu
 
 def test_problem_log_says_a_problem_again_after_it_was_gone(caplog: pytest.LogCaptureFixture) -> None:
     """Who repairs a file and breaks it again is told again."""
-    log = ProblemLog()
+    log = ProblemLog(lambda _: None)
     for problems in ((problem("first"),), (), (problem("first"),)):
         replace(log, "shop.yaml", *problems)
     assert len(caplog.records) == 2
 
 
+def test_problem_log_tells_of_each_problem_that_it_logs() -> None:
+    """Of no other: who is told makes Events of them."""
+    told: list[Problem] = []
+    log = ProblemLog(told.append)
+    replace(log, "shop.yaml", problem("first"))
+    replace(log, "shop.yaml", problem("first"), problem("second"))
+    assert told == [problem("first"), problem("second")]
+
+
 def test_problem_log_keeps_origins_apart(caplog: pytest.LogCaptureFixture) -> None:
     """What one origin says neither hides nor ends the Problems of another."""
-    log = ProblemLog()
+    log = ProblemLog(lambda _: None)
     replace(log, "shop.yaml", problem("first"))
     replace(log, "plan shop/web", problem("first"))
     replace(log, "plan shop/web")
@@ -50,13 +59,13 @@ def test_problem_log_keeps_origins_apart(caplog: pytest.LogCaptureFixture) -> No
 
 def test_problem_log_says_a_problem_that_is_named_twice_once(caplog: pytest.LogCaptureFixture) -> None:
     """The same sentence twice helps nobody."""
-    replace(ProblemLog(), "shop.yaml", problem("first"), problem("first"))
+    replace(ProblemLog(lambda _: None), "shop.yaml", problem("first"), problem("first"))
     assert len(caplog.records) == 1
 
 
 def test_problem_log_takes_a_step_for_each_line() -> None:
     """Thousands of lines can be written between the turns of the data path; no line is no step."""
-    log = ProblemLog()
+    log = ProblemLog(lambda _: None)
     problems = [problem(str(number)) for number in range(100)]
     assert replace(log, "shop.yaml", *problems) == 100
     assert replace(log, "shop.yaml", *problems) == 0
@@ -78,7 +87,7 @@ class _Counted(str):
 
 def test_problem_log_compares_each_problem_with_few_others() -> None:
     """The work is in proportion to the Problems: five thousand that stand must not cost seconds at each look."""
-    log = ProblemLog()
+    log = ProblemLog(lambda _: None)
     count = 300
     for _ in range(2):
         replace(log, "orphans", *(problem(_Counted(number)) for number in range(count)))

@@ -89,10 +89,33 @@ def test_check_for_programs_prints_one_document(tmp_path: Path) -> None:
         "frontend": f"*:{node_port}/TCP (IPv6)",
         "listener": f"[::]:{node_port}",
         "balance": "round-robin",
+        "affinity_timeout_s": None,
+        "source_ranges": [],
         "backends": [str(SIX)],
+        "clients": {source: {"verdict": "serve", "backends": [str(SIX)]} for source in ("pod", "host", "outside")},
     }
     assert [list(one) for one in document["problems"]] == [["severity", "origin", "subject", "field", "text"]] * 2
     assert {one["severity"] for one in document["problems"]} == {"error", "warning"}
+
+
+def test_check_for_programs_says_what_becomes_of_whom(tmp_path: Path) -> None:
+    """With a Local policy outsiders and others may reach other Backends, or none at all."""
+    local = service_object(node_port=free_port())
+    local["spec"] |= {"externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP"}
+    slices = slice_objects("shop/web", TEN)
+    slices[0]["endpoints"][0]["nodeName"] = "node-2"
+    write_manifests(tmp_path / "shop.yaml", [local, *slices, service_object("shop/zoo", cluster_ips=["10.96.0.11"])])
+    status, output = check(tmp_path, "-o", "json", "--hostname-override", "node-1")
+    assert status == 0
+    frontends = json.loads(output)["frontends"]
+    served, dropped = {"verdict": "serve", "backends": [str(TEN)]}, {"verdict": "drop", "backends": []}
+    refused = {"verdict": "reject", "backends": []}
+    assert [(one["kind"], one["clients"], one["backends"]) for one in frontends if one["family"] == "IPv4"] == [
+        ("cluster-ip", {"pod": served, "host": served, "outside": served}, [str(TEN)]),
+        ("node-port", {"pod": served, "host": served, "outside": dropped}, []),
+        ("cluster-ip", {"pod": refused, "host": refused, "outside": refused}, []),
+    ]
+    assert frontends[0]["affinity_timeout_s"] == 10800
 
 
 def test_check_opens_nothing_and_writes_nothing(tmp_path: Path) -> None:

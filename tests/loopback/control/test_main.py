@@ -49,7 +49,7 @@ async def test_run_says_settings_table_and_that_it_is_ready(manifests: Path) -> 
     """Results are on stdout, in this order; the log is on stderr."""
     async with serving(manifests, "--idle-timeout", "90", "--max-connections", "7") as (run, _):
         settings, _, rest = run.output.partition("SERVICE ")
-        assert settings.startswith(f"settings:\n  manifests: {manifests}\n  steering: loopback\n")
+        assert settings.startswith(f"settings:\n  manifests: {manifests}\n")
         assert "\n  idle-timeout: 90 s\n" in settings
         assert "\n  max-connections: 7 per listener\n" in settings
         host, port = run.dial_address()
