@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,30 @@ from cli_driver import UNPRIVILEGED, run_command, service_object, slice_objects,
 
 import userspace_proxy
 from userspace_proxy.cli import main
+from userspace_proxy.config import NodePortAddresses
 
-COMMANDS: Mapping[str, click.Command] = main.commands
+CONFIG = main.commands["config"]
+assert isinstance(CONFIG, click.Group)
+COMMANDS: Mapping[str, click.Command] = {
+    **main.commands,
+    **{f"config {name}": command for name, command in CONFIG.commands.items()},
+}
 EXAMPLE = re.compile(r"(?m)^    userspace-proxy ", re.MULTILINE)
 
+TWO_NETWORKS = (IPv4Network("10.1.0.0/16"), IPv4Network("10.2.0.0/16"))
 GIVEN: dict[str, tuple[str, Any]] = {
     "manifests": ("a.yaml:b", (Path("a.yaml"), Path("b"))),
+    "kubeconfig": ("admin.conf", "admin.conf"),
+    "kube_context": ("here", "here"),
+    "api_server": ("https://10.0.0.1:6443/", "https://10.0.0.1:6443"),
+    "service_proxy_name": ("ours", "ours"),
+    "hostname_override": (" Node-1 ", "node-1"),
+    "cluster_cidr": ("10.244.0.0/16,fd00::/56", (IPv4Network("10.244.0.0/16"), IPv6Network("fd00::/56"))),
+    "detect_local_mode": ("NodeCIDR", "NodeCIDR"),
+    "nodeport_addresses": ("10.1.0.0/16, 10.2.0.0/16", NodePortAddresses(TWO_NETWORKS)),
+    "external_ips": ("false", False),
+    "config": ("/dev/null", Path("/dev/null")),
+    "healthz_bind_address": ("127.0.0.2:8", (IPv4Address("127.0.0.2"), 8)),
     "steering": ("none", "none"),
     "balance": ("least-connections", "least-connections"),
     "loopback_range": ("127.50.0.0/16", IPv4Network("127.50.0.0/16")),
@@ -57,7 +75,7 @@ def test_help_has_examples_and_fits_a_terminal(name: str, tmp_path: Path) -> Non
     """No line is longer than the 80 columns of a terminal; what to type stands near the top."""
     done = run_command(*name.split(), "--help", cwd=tmp_path, env={"COLUMNS": "80"})
     assert done.returncode == 0
-    assert EXAMPLE.search(done.stdout.partition("Options:")[0])
+    assert EXAMPLE.search(re.split(r"(?m)^\S.*:$", done.stdout)[0])
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert done.stderr == ""
 
@@ -98,12 +116,17 @@ def test_command_and_module_are_the_same(tmp_path: Path) -> None:
 
 def test_settings_in_force_are_all_said(tmp_path: Path) -> None:
     """Wherever they come from: a flag wins over the environment, and that over the default."""
-    environ = {f"USERSPACE_PROXY_{name.upper()}": text for name, (text, _) in GIVEN.items()}
-    del environ["USERSPACE_PROXY_LOG_FORMAT"]
+    not_here = ("log_format", "config", "kubeconfig", "kube_context", "api_server", "service_proxy_name")
+    environ = {f"USERSPACE_PROXY_{name.upper()}": text for name, (text, _) in GIVEN.items() if name not in not_here}
     done = run_command("run", "--idle-timeout", "7", "c.yaml", cwd=tmp_path, env=environ)
     assert done.stdout.splitlines() == [
         "settings:",
         "  manifests: a.yaml, b, c.yaml",
+        "  hostname-override: node-1",
+        "  cluster-cidr: 10.244.0.0/16,fd00::/56",
+        "  detect-local-mode: NodeCIDR",
+        "  nodeport-addresses: 10.1.0.0/16,10.2.0.0/16",
+        "  external-ips: off",
         "  steering: none",
         "  balance: least-connections",
         "  dial-next-after: 0.5 s",
@@ -115,6 +138,7 @@ def test_settings_in_force_are_all_said(tmp_path: Path) -> None:
         "  loopback-range: 127.50.0.0/16",
         "  proxy-port-range: 20000-20999",
         "  metrics-bind-address: 127.0.0.2:9",
+        "  healthz-bind-address: 127.0.0.2:8",
         "  bind-address-hard-fail: on",
         "  state-dir: somewhere",
         "  runtime-dir: elsewhere",
@@ -123,11 +147,33 @@ def test_settings_in_force_are_all_said(tmp_path: Path) -> None:
     assert "DEBUG control.main: open files limit" in done.stderr
 
 
+NO_SOURCE = "No source of Services: name files or directories with --manifests, or the API server with --kubeconfig."
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["run"], "Missing option '--manifests'. Name files or directories with Services and EndpointSlices."),
-        (["check", "shop.yaml"], "Missing option '--manifests'."),
+        (["run"], NO_SOURCE),
+        (["check"], NO_SOURCE),
+        (["run", "--service-proxy-name", "ours"], NO_SOURCE),
+        (["check", "shop.yaml"], "Missing option '--manifests' before 'shop.yaml'."),
+        (["run", "--kubeconfig", "k", "shop.yaml"], "Missing option '--manifests' before 'shop.yaml'."),
+        (["run", "--manifests", "a", "--kubeconfig", "k"], "--manifests and --kubeconfig name two sources of Services"),
+        (["run", "--manifests", "a", "--master", "http://k"], "--manifests and --api-server name two sources"),
+        (["run", "--manifests", "a", "--service-proxy-name", "k"], "--manifests and --service-proxy-name name two"),
+        (["run", "--api-server", "10.0.0.1"], "'10.0.0.1' is no URL of an API server: write https://"),
+        (["run", "--service-proxy-name", "-x"], "'-x' is no value of a label: at most 63"),
+        (["run", "--hostname-override", " "], "'--hostname-override': the name of the node must not be blank"),
+        (["run", "--cluster-cidr", "10.0.0.0"], "'--cluster-cidr': '10.0.0.0' is no network: write 10.244.0.0/16"),
+        (["run", "--cluster-cidr", "10.1.0.0/16,10.2.0.0/16"], "has two networks of the same family"),
+        (
+            ["run", "--detect-local-mode", "BridgeInterface"],
+            "'BridgeInterface' is not one of 'ClusterCIDR', 'NodeCIDR'",
+        ),
+        (["run", "--nodeport-addresses", "first"], "'first' is no network: write 10.244.0.0/16 or"),
+        (["run", "--nodeport-addresses", "all", "--nodeport-addresses", "primary"], "'primary' stands alone"),
+        (["run", "--healthz-bind-address", "10256"], "'10256' is no address to listen on: write"),
+        (["run", "--proxy-mode", "iptables"], "No such option"),
         (["run", "--manifests"], "Option '--manifests' requires an argument."),
         (["run", "--manifests", "a", "--steering", "magic"], "Invalid value for '--steering': 'magic' is not one of"),
         (["run", "--manifests", "a", "--dial-timeout", "0"], "Invalid value for '--dial-timeout': 0.0 is not in"),
@@ -145,13 +191,14 @@ def test_settings_in_force_are_all_said(tmp_path: Path) -> None:
 )
 def test_wrong_usage_is_one_sentence_and_status_2(tmp_path: Path, arguments: list[str], sentence: str) -> None:
     """It names the option and what may stand there."""
-    done = run_command(*arguments, cwd=tmp_path, env={"COLUMNS": "200"})
+    done = run_command(*arguments, cwd=tmp_path, env={"COLUMNS": "200", "KUBERNETES_SERVICE_HOST": ""})
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
+OWN_DOCUMENT = b"apiVersion: userspace-proxy.io/v1alpha1\nkind: UserspaceProxyConfiguration\n"
 RUN_HERE = ("run", "--steering", "loopback", "--state-dir", "state", "--metrics-bind-address", "127.0.0.1:0")
 
 
@@ -219,3 +266,57 @@ def test_cleanup_without_iptables_has_nothing_to_remove(tmp_path: Path) -> None:
         done = run_command(*arguments, cwd=tmp_path, env={"PATH": "/nonexistent"})
         assert (done.returncode, done.stdout, done.stderr) == (0, "nothing to remove\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_config_file_is_used_and_commented_on_in_the_log(tmp_path: Path) -> None:
+    """What kube-proxy's file has without a meaning here is one line; what may be a mistake is a warning."""
+    (tmp_path / "proxy.yaml").write_text(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: ipvs\n"
+        "metricsBindAddress: 127.0.0.3\nipvs: {strictARP: true}\nportRnge: 5-6\n---\n"
+        "apiVersion: userspace-proxy.io/v1alpha1\nkind: UserspaceProxyConfiguration\nmanifests: [nope]\n"
+        "steering: none\n"
+    )
+    done = run_command("run", "--config", "proxy.yaml", "--runtime-dir", "run", "--state-dir", "state", cwd=tmp_path)
+    assert done.returncode == 3, "nope is not there"
+    assert {"  manifests: nope", "  steering: none", "  metrics-bind-address: 127.0.0.3:10249"} <= set(
+        done.stdout.splitlines()
+    )
+    said = [line.partition(" cli.commands: ")[2] for line in done.stderr.splitlines() if " cli.commands: " in line]
+    assert said == [
+        "proxy.yaml: not strictly a KubeProxyConfiguration: ignored as unknown: portRnge (line 6)",
+        "proxy.yaml: mode 'ipvs' selects nothing here: the option --steering (or the key steering) does",
+        "proxy.yaml: of kube-proxy's settings these have no effect here: ipvs.strictARP (line 5)",
+    ]
+    levels = [line.split(" cli.commands: ")[0].split()[-1] for line in done.stderr.splitlines() if " cli.com" in line]
+    assert levels == ["WARNING", "WARNING", "INFO"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "cannot read the configuration file proxy.yaml: No such file or directory; name a file for --config"),
+        (b"\xff", "cannot read the configuration file proxy.yaml: invalid start byte in UTF-8"),
+        (
+            b"a: [",
+            "proxy.yaml:1: not YAML: while parsing a flow node, expected the node content, but found '<stream end>'",
+        ),
+        (
+            OWN_DOCUMENT + b"dialTimeout: -1\n",
+            "proxy.yaml:3: dialTimeout cannot be used: -1.0 is not in the range x>0.",
+        ),
+        (
+            OWN_DOCUMENT + b"manifests: [a]\nkubeContext: b\n",
+            "proxy.yaml: --manifests and --kube-context name two sources of Services: give one of them.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_config_file_that_is_of_no_use_is_one_sentence_and_status_3(
+    tmp_path: Path, command: str, text: bytes | None, sentence: str
+) -> None:
+    """The file, and the line and key in it where there are such; for a command that has not all options of run, too."""
+    if text is not None:
+        (tmp_path / "proxy.yaml").write_bytes(text)
+    done = run_command(command, cwd=tmp_path, env={"USERSPACE_PROXY_CONFIG": "proxy.yaml"})
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", f"userspace-proxy: {sentence}\n")

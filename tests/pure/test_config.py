@@ -1,6 +1,6 @@
 """Tests of config."""
 
-from ipaddress import IPv4Network, ip_address
+from ipaddress import IPv4Network, ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -10,10 +10,17 @@ from hypothesis import strategies as st
 
 from userspace_proxy.config import (
     Config,
+    NodePortAddresses,
     default_runtime_dir,
     default_state_dir,
     parse_bind_address,
+    parse_cluster_cidrs,
+    parse_loopback_range,
+    parse_node_name,
+    parse_node_port_addresses,
     parse_port_range,
+    parse_server_url,
+    parse_service_proxy_name,
 )
 from userspace_proxy.errors import ConfigError
 
@@ -140,3 +147,141 @@ def test_parse_bind_address_refuses_the_rest_with_a_sentence(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_bind_address(text)
     assert str(caught.value).startswith(f"'{text}' is no address to listen on")
+
+
+@pytest.mark.parametrize(
+    ("text", "networks"),
+    [
+        ("10.244.0.0/16", ["10.244.0.0/16"]),
+        ("fd00::/56,10.244.0.0/16", ["fd00::/56", "10.244.0.0/16"]),
+        (" 10.244.0.0/16 , fd00::/56 ", ["10.244.0.0/16", "fd00::/56"]),
+        ("10.244.1.1/16", ["10.244.0.0/16"]),
+        ("", []),
+    ],
+)
+def test_parse_cluster_cidrs_takes_one_network_of_each_family(text: str, networks: list[str]) -> None:
+    """In the order given; bits behind the prefix are dropped, as kube-proxy does."""
+    assert parse_cluster_cidrs(text) == tuple(map(ip_network, networks))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("10.244.0.0", "'10.244.0.0' is no network: write 10.244.0.0/16 or fd00:10:244::/56"),
+        ("10.244.0.0/33", "'10.244.0.0/33' is no network: write 10.244.0.0/16 or fd00:10:244::/56"),
+        ("pods", "'pods' is no network: write 10.244.0.0/16 or fd00:10:244::/56"),
+        (
+            "10.1.0.0/16,10.2.0.0/16",
+            "'10.1.0.0/16,10.2.0.0/16' has two networks of the same family: give at most one for IPv4 and one for IPv6",
+        ),
+        (
+            "fd00::/64,10.1.0.0/16,fd01::/64",
+            (
+                "'fd00::/64,10.1.0.0/16,fd01::/64' has two networks of the same family: "
+                "give at most one for IPv4 and one for IPv6"
+            ),
+        ),
+    ],
+)
+def test_parse_cluster_cidrs_refuses_the_rest_with_a_sentence(text: str, sentence: str) -> None:
+    """The text is quoted and what to write is shown."""
+    with pytest.raises(ConfigError) as caught:
+        parse_cluster_cidrs(text)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ([], NodePortAddresses()),
+        ([""], NodePortAddresses()),
+        (["all"], NodePortAddresses()),
+        (["primary"], NodePortAddresses(is_primary=True)),
+        (["localhost"], NodePortAddresses((ip_network("127.0.0.0/8"), ip_network("::1/128")))),
+        (["10.0.0.0/8,fd00::/8"], NodePortAddresses((ip_network("10.0.0.0/8"), ip_network("fd00::/8")))),
+        (["10.0.0.0/8", "fd00::/8"], NodePortAddresses((ip_network("10.0.0.0/8"), ip_network("fd00::/8")))),
+        (["10.0.0.0/8,", " 10.0.0.0/8"], NodePortAddresses((ip_network("10.0.0.0/8"),))),
+        (
+            ["localhost, 10.0.0.0/8"],
+            NodePortAddresses((ip_network("127.0.0.0/8"), ip_network("::1/128"), ip_network("10.0.0.0/8"))),
+        ),
+    ],
+)
+def test_parse_node_port_addresses_reads_networks_and_words(texts: list[str], expected: NodePortAddresses) -> None:
+    """Several lists are one; what says nothing means all."""
+    assert parse_node_port_addresses(texts) == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        (["10.0.0.1"], "'10.0.0.1' is no network: write 10.244.0.0/16"),
+        (["eth0"], "or one of the words primary, localhost, all"),
+        (["primary,10.0.0.0/8"], "'primary' stands alone: give it without 10.0.0.0/8"),
+        (["all", "localhost"], "'all' stands alone: give it without localhost"),
+        (["primary", "all"], "'primary' stands alone: give it without all"),
+        (["all,all"], "'all' stands alone: give it without another"),
+    ],
+)
+def test_parse_node_port_addresses_refuses_the_rest_with_a_sentence(texts: list[str], sentence: str) -> None:
+    """What is wrong is quoted."""
+    with pytest.raises(ConfigError) as caught:
+        parse_node_port_addresses(texts)
+    assert sentence in str(caught.value)
+
+
+def test_parse_node_name_h_10_trims_and_folds() -> None:
+    """As the name of a Node is made of a host's name; nothing left is an error."""
+    assert parse_node_name("  Node-1.Example ") == "node-1.example"
+    for blank in ("", " \t"):
+        with pytest.raises(ConfigError, match="must not be blank"):
+            parse_node_name(blank)
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("https://10.0.0.1:6443", "https://10.0.0.1:6443"),
+        (" http://127.0.0.1:8001/ ", "http://127.0.0.1:8001"),
+        ("https://[fd00::1]:6443", "https://[fd00::1]:6443"),
+        ("https://rancher.example/k8s/clusters/c-1", "https://rancher.example/k8s/clusters/c-1"),
+    ],
+)
+def test_parse_server_url_reads_the_url_of_a_server(text: str, url: str) -> None:
+    """A path may follow, as a proxy before an API server has it."""
+    assert parse_server_url(text) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "10.0.0.1:6443", "10.0.0.1", "ftp://a", "https://", "https://a:x", "https://a:0", "https://a?b=c"),
+        *("https://a#b", "https://me:secret@a", "https://[::1"),
+    ],
+)
+def test_parse_server_url_refuses_the_rest_with_a_sentence(text: str) -> None:
+    """The text is quoted and the form is shown."""
+    with pytest.raises(ConfigError) as caught:
+        parse_server_url(text)
+    assert str(caught.value) == f"'{text}' is no URL of an API server: write https://10.0.0.1:6443"
+
+
+@pytest.mark.parametrize("text", ["", "a", "my-proxy_2.b", "x" * 63])
+def test_parse_service_proxy_name_takes_values_of_labels(text: str) -> None:
+    """An empty one is one."""
+    assert parse_service_proxy_name(text) == text
+
+
+@pytest.mark.parametrize("text", ["-a", "a.", "a b", "a/b", "ä", "x" * 64, "a\n"])
+def test_parse_service_proxy_name_refuses_what_no_label_can_have(text: str) -> None:
+    """The API server would refuse to select by it."""
+    with pytest.raises(ConfigError, match="is no value of a label"):
+        parse_service_proxy_name(text)
+
+
+def test_parse_loopback_range_stays_within_loopback() -> None:
+    """Other addresses are not ours to take."""
+    assert parse_loopback_range("127.50.0.0/16") == IPv4Network("127.50.0.0/16")
+    for wrong in ("10.0.0.0/8", "0.0.0.0/0", "127.0.0.1/8", "127.1", "::1/128"):
+        with pytest.raises(ConfigError):
+            parse_loopback_range(wrong)

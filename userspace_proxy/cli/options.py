@@ -1,0 +1,297 @@
+"""The options of the commands, in the order of their help. What they mean together: ``cli.settings``."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from userspace_proxy.cli.option_types import Option, Parsed, Seconds
+from userspace_proxy.config import (
+    HEALTHZ_BIND_ADDRESS,
+    LOOPBACK_RANGE,
+    METRICS_BIND_ADDRESS,
+    Config,
+    DetectLocalMode,
+    NodePortAddresses,
+    SteeringKind,
+    parse_bind_address,
+    parse_cluster_cidrs,
+    parse_loopback_range,
+    parse_node_name,
+    parse_node_port_addresses,
+    parse_port_range,
+    parse_server_url,
+    parse_service_proxy_name,
+)
+from userspace_proxy.errors import ConfigError
+from userspace_proxy.model.service_port import Balance
+from userspace_proxy.telemetry.log_format import LogFormat
+
+PATH = click.Path(readable=False, path_type=Path)
+"""A path that need not be there: what cannot be read is told with all else that is wrong with manifests."""
+DEFAULTS = Config(state_dir=Path(), runtime_dir=Path())
+_LIMITS = DEFAULTS.limits
+_BIND_ADDRESS = Parsed("ADDRESS:PORT", parse_bind_address)
+
+
+def _address_text(address: tuple[object, int]) -> str:
+    return "{}:{}".format(*address)
+
+
+def _node_port_addresses(
+    _context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]
+) -> NodePortAddresses:
+    try:
+        return parse_node_port_addresses(texts)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _seconds(name: str, default: float | None, text: str, *, section: str, zero: bool = False) -> Option:
+    """Return an option for a number of seconds; without a default it is off."""
+    shown = True if default is not None else "off"
+    kind = Seconds(min=0, min_open=not zero)
+    return Option([name], section=section, type=kind, default=default, show_default=shown, metavar="SECONDS", help=text)
+
+
+_SOURCE = "Where Services come from"
+_NODE = "This node and its addresses"
+_STEERING = "How connections get here"
+_CONNECTIONS = "Connections"
+_SERVED = "Health and metrics"
+_FILES = "Files"
+_LOG = "Log"
+
+_MANIFESTS = (
+    Option(
+        ["--manifests"],
+        section=_SOURCE,
+        type=PATH,
+        multiple=True,
+        metavar="PATH...",
+        help="Files and directories with Services and EndpointSlices, YAML or JSON.",
+    ),
+    click.Argument(["more_manifests"], nargs=-1, type=PATH, metavar="[PATH]..."),
+)
+_API = (
+    Option(
+        ["--kubeconfig"],
+        section=_SOURCE,
+        metavar="FILE",
+        show_default="in a pod, its service account",
+        help="Watch the API server that this file leads to.",
+    ),
+    Option(
+        ["--kube-context"],
+        section=_SOURCE,
+        metavar="NAME",
+        show_default="the file's current one",
+        help="Context of the kubeconfig.",
+    ),
+    Option(
+        ["--api-server", "--master"],
+        section=_SOURCE,
+        type=Parsed("URL", parse_server_url),
+        help="Address of the API server, instead of the one found with the credentials.",
+    ),
+    Option(
+        ["--service-proxy-name"],
+        section=_SOURCE,
+        type=Parsed("NAME", parse_service_proxy_name),
+        show_default="those without that label",
+        help="Serve the Services whose label service.kubernetes.io/service-proxy-name is this, beside kube-proxy.",
+    ),
+)
+_NODE_OPTIONS = (
+    Option(
+        ["--hostname-override"],
+        section=_NODE,
+        type=Parsed("NAME", parse_node_name),
+        envvar=("NODE_NAME",),
+        show_default="$NODE_NAME, or the host's name",
+        help="Name of this Node.",
+    ),
+    Option(
+        ["--cluster-cidr"],
+        section=_NODE,
+        type=Parsed("CIDR[,CIDR]", parse_cluster_cidrs),
+        show_default="no client counts as a pod",
+        help="Addresses of all pods, at most one network of each IP family.",
+    ),
+    Option(
+        ["--detect-local-mode"],
+        section=_NODE,
+        type=click.Choice([each.value for each in DetectLocalMode]),
+        default=DEFAULTS.detect_local_mode.value,
+        help="Tell pods from other clients by --cluster-cidr, or by the podCIDRs of this Node.",
+    ),
+    Option(
+        ["--nodeport-addresses"],
+        section=_NODE,
+        multiple=True,
+        metavar="LIST",
+        callback=_node_port_addresses,
+        show_default="all",
+        help="Where NodePorts answer: CIDRs and the word localhost, with commas; or primary; or all.",
+    ),
+    Option(
+        ["--external-ips/--no-external-ips"],
+        section=_NODE,
+        default=DEFAULTS.serves_external_ips,
+        help="Whether the externalIPs of Services count.",
+    ),
+)
+_STEERING_OPTIONS = (
+    Option(
+        ["--steering"],
+        section=_STEERING,
+        type=click.Choice([each.value for each in SteeringKind]),
+        default=DEFAULTS.steering.value,
+        help="How connections to a Service reach this proxy.",
+    ),
+    Option(
+        ["--loopback-range"],
+        section=_STEERING,
+        type=Parsed("CIDR", parse_loopback_range),
+        default=str(LOOPBACK_RANGE),
+        help="Addresses of loopback steering.",
+    ),
+    Option(
+        ["--proxy-port-range"],
+        section=_STEERING,
+        type=Parsed("A-B", parse_port_range),
+        default=f"{DEFAULTS.proxy_port_range[0]}-{DEFAULTS.proxy_port_range[-1]}",
+        help="Ports that steering rules lead to.",
+    ),
+)
+_BALANCE = Option(
+    ["--balance"],
+    section=_CONNECTIONS,
+    type=click.Choice([each.value for each in Balance]),
+    default=DEFAULTS.balance.value,
+    help="For Services that do not say.",
+)
+_STATE_DIR = Option(
+    ["--state-dir"],
+    section=_FILES,
+    type=PATH,
+    show_default="/var/lib/userspace-proxy, or below the home directory",
+    help="Keeps assigned ports and addresses over a restart.",
+)
+_PLAN_OPTIONS = (*_MANIFESTS, *_API, *_NODE_OPTIONS, *_STEERING_OPTIONS, _BALANCE)
+
+
+def _log_level(default: str) -> Option:
+    levels = click.Choice(["debug", "info", "warning", "error"])
+    return Option(["--log-level"], section=_LOG, type=levels, default=default, help="Least level.")
+
+
+_LOG_FORMAT = Option(
+    ["--log-format"],
+    section=_LOG,
+    type=click.Choice([each.value for each in LogFormat]),
+    default=LogFormat.TEXT.value,
+    help="Lines for people or machines.",
+)
+
+
+def log_options(level: str) -> tuple[Option, ...]:
+    """Return the options of the log, with the level that is the default."""
+    return _log_level(level), _LOG_FORMAT
+
+
+def run_options(config: Option) -> tuple[click.Parameter, ...]:
+    """Return the options of ``run``, the given one for a configuration file among them."""
+    return (
+        *_PLAN_OPTIONS,
+        _seconds(
+            "--dial-next-after",
+            _LIMITS.dial_next_after_s,
+            "Without an answer, dial a second endpoint beside the first.",
+            section=_CONNECTIONS,
+        ),
+        _seconds(
+            "--dial-timeout",
+            _LIMITS.dial_timeout_s,
+            "For all dials of a connection together.",
+            section=_CONNECTIONS,
+        ),
+        _seconds("--idle-timeout", None, "Reset connections that move no byte for so long.", section=_CONNECTIONS),
+        _seconds("--half-closed-timeout", None, "The same, once one side has finished sending.", section=_CONNECTIONS),
+        Option(
+            ["--max-connections"],
+            section=_CONNECTIONS,
+            type=click.IntRange(min=1),
+            show_default="off",
+            help="Open at a time, per listener.",
+        ),
+        _seconds(
+            "--drain-timeout",
+            DEFAULTS.drain_timeout_s,
+            "For open connections after the first SIGTERM.",
+            section=_CONNECTIONS,
+            zero=True,
+        ),
+        Option(
+            ["--healthz-bind-address"],
+            section=_SERVED,
+            type=_BIND_ADDRESS,
+            takes_empty=True,
+            show_default=f"{_address_text(HEALTHZ_BIND_ADDRESS)} with an API server; nowhere with manifests, "
+            "so that nothing is open to the world unasked",
+            help="Serves /healthz and /livez as kube-proxy does; '' for nowhere.",
+        ),
+        Option(
+            ["--metrics-bind-address"],
+            section=_SERVED,
+            type=_BIND_ADDRESS,
+            takes_empty=True,
+            default=_address_text(METRICS_BIND_ADDRESS),
+            help="Serves /metrics, /livez and /readyz; '' for nowhere.",
+        ),
+        Option(
+            ["--bind-address-hard-fail"],
+            section=_SERVED,
+            is_flag=True,
+            help="End if one of these addresses is in use, instead of trying again.",
+        ),
+        config,
+        _STATE_DIR,
+        Option(
+            ["--runtime-dir"],
+            section=_FILES,
+            type=PATH,
+            show_default="/run/userspace-proxy, or the user's runtime directory",
+            help="Holds the lock against a second instance.",
+        ),
+        Option(["--log-connections"], section=_LOG, is_flag=True, help="Log each connection when it ends."),
+        *log_options("info"),
+    )
+
+
+def check_options(config: Option) -> tuple[click.Parameter, ...]:
+    """Return the options of ``check``."""
+    output = Option(
+        ["--output", "-o"],
+        type=click.Choice(["text", "json"]),
+        default="text",
+        help="For people or programs.",
+    )
+    return (*_PLAN_OPTIONS, config, _STATE_DIR, *log_options("error"), output)
+
+
+def config_option(load: Callable[[click.Context, click.Parameter, Path | None], Path | None]) -> Option:
+    """Return the option for a configuration file.
+
+    Args:
+        load: Called with context, parameter and path (None: no file) before all other options get their values.
+    """
+    return Option(
+        ["--config"],
+        section=_FILES,
+        type=PATH,
+        metavar="FILE",
+        is_eager=True,
+        callback=load,
+        help="Kube-proxy's configuration file, and our own settings: see 'config default'.",
+    )
