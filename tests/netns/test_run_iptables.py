@@ -2,16 +2,15 @@
 
 import re
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from builders import backend
-from cli_driver import COMMAND, service_object, slice_objects, write_manifests
-from netns.nodes import Namespace, Node, open_node
+from cli_driver import service_object, slice_objects, write_manifests
+from netns.node_run import NodeRun, run_on, start_backend, wait_until
+from netns.nodes import Node, open_node
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -29,17 +28,6 @@ FOREIGN_RULES = """
 -A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
 -A KUBE-SERVICES -d 10.96.0.99/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.1.2:8080
 COMMIT
-"""
-
-# Greets each client with a name and closes; answers in both families.
-_GREET = """
-import socket, sys
-with socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True) as listening:
-    print("listening", flush=True)
-    while True:
-        client, _ = listening.accept()
-        with client:
-            client.sendall(sys.argv[1].encode())
 """
 
 # Connects and waits for a greeting, however long it takes.
@@ -60,79 +48,9 @@ with socket.create_server(("::", 8081), family=socket.AF_INET6) as listening:
 """
 
 
-def start_backend(namespace: Namespace, name: str) -> None:
-    """Start a Backend on port 8080 of a namespace."""
-    process = namespace.start(sys.executable, "-c", _GREET, name)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "listening\n"
-
-
-class NodeRun:
-    """``userspace-proxy run`` on a node, ready."""
-
-    def __init__(
-        self,
-        node: Node,
-        directory: Path,
-        *arguments: str,
-        steering: str = "iptables",
-        env: dict[str, str] | None = None,
-    ) -> None:
-        """Start it on the manifests of a directory, which keeps its state too."""
-        self._errors = directory / "errors"
-        own = ("--state-dir", directory / "state", "--runtime-dir", directory / "run", "--steering", steering)
-        with self._errors.open("w") as errors:
-            self.process = node.start(
-                *COMMAND, "run", "--manifests", directory / "shop.yaml", *own, *arguments, env=env, stderr=errors
-            )
-        assert self.process.stdout is not None
-        self.output = ""
-        while "\nready: " not in self.output:
-            line = self.process.stdout.readline()
-            assert line, self.log
-            self.output += line
-
-    @property
-    def log(self) -> str:
-        """All of stderr so far."""
-        return self._errors.read_text()
-
-    def listener_rows(self) -> list[str]:
-        """Return the rows of the table."""
-        return re.findall(r"(?m)^shop/.*", self.output)
-
-    def terminate(self) -> int:
-        """End it as SIGTERM does, and return its exit status."""
-        self.process.terminate()
-        return self.wait()
-
-    def kill(self) -> None:
-        """End it without a chance to remove anything."""
-        self.process.kill()
-        self.process.wait()
-
-    def wait(self) -> int:
-        """Wait for its end and return its exit status."""
-        status = self.process.wait(timeout=30)
-        assert "Traceback" not in self.log
-        return status
-
-
-def run_on(node: Node, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command of userspace-proxy on a node, to its end."""
-    return node.run(*COMMAND, *arguments, check=False, env=env)
-
-
 def rules_with_handles(node: Node) -> str:
     """Return all nftables rules with the numbers that tell a rule from one that was written again."""
     return re.sub(r"packets \d+ bytes \d+", "", node.run("nft", "-a", "list", "ruleset").stdout)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait until a condition holds that a process on the node brings about."""
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come true within 20 s"
 
 
 @pytest.fixture
