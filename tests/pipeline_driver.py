@@ -82,7 +82,7 @@ class FakeSteering(Steering):
 
     async def apply(self, placements: Iterable[Placement], restrictions: Restrictions) -> None:
         """Note it, or fail."""
-        placements = tuple(placements)
+        placements = sorted(placements, key=lambda one: one.frontend.service_port.service)  # they come in any order
         assert self.listeners is not None
         self.applied.append([str(placement.frontend) for placement in placements])
         self.restrictions.append(restrictions)

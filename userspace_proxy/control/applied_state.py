@@ -8,6 +8,7 @@ and plans nothing. Entry point: ``AppliedState``.
 import logging
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
+from itertools import chain
 
 from attrs import frozen
 
@@ -146,7 +147,7 @@ class AppliedState:
     def start_steering(self) -> SteeringWork:
         """Return what steering is to do; what changes from here on is for the next time."""
         work = SteeringWork(
-            placements=tuple(self.placements()) if self.steering_is_due else None,
+            placements=tuple(chain.from_iterable(self._placements.values())) if self.steering_is_due else None,
             restrictions=self.facts.restrictions(self._sources.pod_networks),
             services=frozenset(self.unsteered),
             listeners=frozenset(self._listeners_to_remove),

@@ -75,7 +75,7 @@ class Steering(ABC):
         """Bring the whole of ``placements`` into force, and nothing else; a repeated call changes nothing.
 
         Args:
-            placements: Those of all Services. What was placed and is not among them counts as gone.
+            placements: Those of all Services, in any order. What was placed and is not among them counts as gone.
             restrictions: Who is to be kept away from some of them. A kind without rules leaves that to Listeners.
 
         Raises:
