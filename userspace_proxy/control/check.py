@@ -67,6 +67,8 @@ async def run_check(config: Config) -> CheckResult:
                 problems.extend(event.problems)
     settings = plan_settings_for(config, node, read_local_addresses())
     desired = await cooperate(build_steps(DesiredState(), changes, changes.checkout(), settings))
+    for error in desired.failed.values():
+        raise error
     problems.extend(orphan_problems(changes))
     chosen = await choose_steering(config)
     placements: list[Placement] = []

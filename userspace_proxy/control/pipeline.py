@@ -248,6 +248,9 @@ class Pipeline:
             self._desired = await cooperate(build_steps(before, self._changes, self._dirty, self._settings))
             self._applied.want(self._desired, self._settings.sources)
             self._dirty.clear()
+        for name, error in self._desired.failed.items():
+            LOG.error("a bug in planning a Service; it stays as it was", extra={"service": str(name)}, exc_info=error)
+            self._counters.unexpected_errors += 1
         replanned = self._desired.replanned
         changed = not self._applied.is_complete
         if replanned:

@@ -60,6 +60,7 @@ def build_steps(
         settings: What else the plans depend on.
     """
     replanned = set(dirty)
+    plans_before = previous.services
     moved = _moved_settings(previous.index, settings)
     if moved is None:
         replanned.update(previous.services, changes.services)
@@ -76,17 +77,23 @@ def build_steps(
     claims, concerned = update_claims(previous.index, previous.services, wanted)
     replanned |= concerned
     plans = dict(previous.services)
+    failed: dict[NamespacedName, Exception] = {}
     for name in sorted(replanned, key=by_name):
         service = services.get(name)
         if service is None:
             plans.pop(name, None)
         else:
-            plans[name] = build_service_plan(service, changes.slices_of(name), claims, settings)
+            try:
+                plans[name] = build_service_plan(service, changes.slices_of(name), claims, settings)
+            except Exception as error:  # noqa: BLE001 - a bug, and told as one; it must not stop other Services
+                failed[name] = error
+                if name in plans_before:
+                    plans[name] = plans_before[name]
         yield
     neighbours = update_neighbours(
         previous.index, previous.services, plans, replanned, settings.sources.local_addresses
     )
-    return DesiredState(plans, frozenset(replanned), PlanIndex(settings, claims, neighbours))
+    return DesiredState(plans, frozenset(replanned), failed, PlanIndex(settings, claims, neighbours))
 
 
 def _moved_settings(index: PlanIndex, settings: PlanSettings) -> frozenset[NamespacedName] | None:

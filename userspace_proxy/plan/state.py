@@ -242,6 +242,8 @@ class DesiredState:
     services: Mapping[NamespacedName, ServicePlan] = field(factory=dict)
     replanned: frozenset[NamespacedName] = field(default=frozenset(), eq=False)
     """The Services that the last build planned anew or dropped; the plans of all others are as in the state before."""
+    failed: Mapping[NamespacedName, Exception] = field(factory=dict, eq=False)
+    """Services that the last build could not plan because of a bug; their plans are as in the state before."""
     index: PlanIndex = field(factory=PlanIndex, eq=False, repr=False)
 
 

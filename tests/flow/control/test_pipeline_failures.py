@@ -321,3 +321,26 @@ async def test_reconcile_cut_short_by_a_bug_is_repaired_though_all_went_back(aut
         assert flow.backends() == {**wanted, "shop/cart:http cluster": ["10.0.2.1:8080"]}
         assert len(flow.sockets()) == len(names) + 1
         assert failures(flow) == []
+
+
+async def test_bug_in_planning_a_service_is_logged_and_counted_and_others_go_on(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The Service stays as it was; the next change of it is planned again."""
+    unplannable: Any = None  # what no parser lets through, for want of a bug
+    async with open_flow() as flow:
+        await flow.sync(WEB, WEB_1)
+        await flow.feed(endpoint_slice("shop/web-1", unplannable), CART, CART_1)
+        await flow.settle()
+        assert flow.backends() == {
+            "shop/web:http cluster": ["10.0.1.1:8080"],
+            "shop/cart:http cluster": ["10.0.2.1:8080"],
+        }
+        assert flow.counters.unexpected_errors == 1
+        (record,) = [one for one in caplog.records if one.levelno == logging.ERROR]
+        assert record.exc_info is not None
+        assert vars(record)["service"] == "shop/web"
+        await flow.feed(endpoint_slice("shop/web-1", "10.0.1.2"))
+        await flow.settle()
+        assert flow.backends()["shop/web:http cluster"] == ["10.0.1.2:8080"]
+        assert flow.counters.unexpected_errors == 1

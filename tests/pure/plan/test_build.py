@@ -1,8 +1,10 @@
 """Tests of plan.build: one build and many, and what of a Service is neither Route nor sentence."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from attrs import evolve
 from builders import (
     backend,
     endpoint,
@@ -344,3 +346,24 @@ def test_d_7_health_check_counts_addresses_over_all_ports_once_in_each_family() 
 def test_d_7_service_without_a_health_check_port_has_none() -> None:
     """Load balancers do not ask for it."""
     assert plan_of(service(), endpoint_slice("shop/web-1", "10.0.1.1")).health_check is None
+
+
+def test_build_bug_in_planning_a_service_costs_that_service_its_change_alone() -> None:
+    """It stays as it was, also when everything is planned anew; one that was never planned has no plan."""
+    changes = changes_of(service("shop/web"), endpoint_slice("shop/web-1", "10.0.1.1"), service("shop/new"))
+    changes.remove(Service, named("shop/new"))
+    before = build_state(DesiredState(), changes, changes.checkout(), SETTINGS)
+    unplannable: Any = None  # what no parser lets through, for want of a bug
+    changes.apply(endpoint_slice("shop/web-1", unplannable))
+    changes.apply(service("shop/new", cluster_ips=["10.96.0.11"]))
+    changes.apply(endpoint_slice("shop/new-1", unplannable, service="shop/new"))
+    changes.apply(service("shop/api", cluster_ips=["10.96.0.12"]))
+    for settings in (SETTINGS, evolve(SETTINGS, zone="far")):
+        state = build_state(before, changes, changes.services, settings)
+        assert state.failed.keys() == {named("shop/web"), named("shop/new")}
+        assert state.services.keys() == {named("shop/web"), named("shop/api")}
+        assert state.services[named("shop/web")] is before.services[named("shop/web")]
+    changes.apply(endpoint_slice("shop/web-1", "10.0.1.2"))
+    state = build_state(state, changes, changes.checkout(), settings)
+    assert state.services[named("shop/web")].pools[pool_key()] == pool("10.0.1.2:8080")
+    assert named("shop/web") not in state.failed
