@@ -5,7 +5,17 @@ import time
 
 import pytest
 import trio
-from api_driver import delete, put_many_slices, put_node, put_service, put_slice, running_source, until_true, wait_until
+from api_driver import (
+    RunningSource,
+    delete,
+    put_many_slices,
+    put_node,
+    put_service,
+    put_slice,
+    running_source,
+    until_true,
+    wait_until,
+)
 from apiserver.double import ApiServer
 from apiserver.faults import Answer, Reset, Silence
 from manifest_driver import summary
@@ -13,7 +23,7 @@ from manifest_driver import summary
 from userspace_proxy.config import ApiAccess
 from userspace_proxy.errors import ApiError, ConfigError
 from userspace_proxy.sources.api_source import read_api, run_api
-from userspace_proxy.sources.base import ApiState, ProblemsFound, WatchEvents
+from userspace_proxy.sources.base import ApiState, ProblemsFound, ResourceState, WatchEvents
 
 pytestmark = pytest.mark.slow
 
@@ -43,15 +53,22 @@ async def test_run_api_sends_all_then_synced_once_then_changes(api_server: ApiSe
         assert sorted(source.state.resources) == ["endpointslices", "nodes", "services"]
 
 
+async def _cancel_when_refused(scope: trio.CancelScope, source: RunningSource, resource: str) -> None:
+    """Cancel once some lists of a resource have been refused."""
+    nothing = ResourceState()
+    await until_true(lambda: source.state.resources.get(resource, nothing).failures.get("server_error", 0) > 1)
+    scope.cancel()
+
+
 @pytest.mark.parametrize("resource", ["services", "endpointslices"])
 async def test_run_api_without_one_list_is_not_synced(api_server: ApiServer, access: ApiAccess, resource: str) -> None:
     """Nothing is known before both Services and EndpointSlices are."""
     fault = api_server.order(Answer(500), resource, "list", times=None)
     async with running_source(access) as source:
-        with trio.move_on_after(1.0) as waiting:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when_refused, nursery.cancel_scope, source, resource)
             await source.until("synced")
-        assert waiting.cancelled_caught
-        assert source.state.resources[resource].failures["server_error"] >= 2
+        assert nursery.cancel_scope.cancelled_caught, "synced too early"
         fault.lift()
         await source.until("synced")
 
