@@ -151,6 +151,7 @@ async def test_d_7_answers_follow_the_endpoints_and_the_port() -> None:
                 await trio.sleep(0.01)
         node.check({})
         await wait_refused(second)
+    assert node.failures == [], "a port was asked for before the server that had it was gone"
 
 
 async def test_d_7_restricted_addresses_alone_answer() -> None:
