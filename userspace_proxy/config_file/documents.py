@@ -4,17 +4,14 @@ A key that stands twice is kept aside, not refused: one kind of document forgive
 points: ``read_documents``, ``typed``.
 """
 
-import re
 from enum import StrEnum
 
 import yaml
 from attrs import frozen
 
 from userspace_proxy.errors import ConfigError
+from userspace_proxy.model.durations import parse_duration_s
 
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
-_DURATION = re.compile(rf"[-+]?(0|({_DURATION_PART.pattern})+)")
 _SCALAR_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))
 
 
@@ -153,23 +150,17 @@ def typed(member: Member, kind: Kind) -> object:
     if not _is_of(value, kind):
         hint = " (put it in quotes)" if kind is Kind.TEXT and isinstance(value, int | float) else ""
         raise member.place.error(f"must be {kind}, not {_shown(value)}{hint}")
-    return _duration_s(str(value)) if kind is Kind.DURATION else value
+    return parse_duration_s(str(value)) if kind is Kind.DURATION else value
 
 
 def _is_of(value: object, kind: Kind) -> bool:
     if kind is Kind.DURATION:
-        return isinstance(value, str) and bool(_DURATION.fullmatch(value))
+        return isinstance(value, str) and parse_duration_s(value) is not None
     if kind is Kind.TEXTS:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if isinstance(value, bool):  # which isinstance() takes for a number
         return kind in (Kind.FLAG, Kind.ANYTHING)
     return isinstance(value, _TYPES[kind])
-
-
-def _duration_s(text: str) -> float:
-    """Return the seconds of a duration as Go's time.ParseDuration reads it."""
-    amount = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(text))
-    return -amount if text.startswith("-") else amount
 
 
 def _shown(value: object) -> str:

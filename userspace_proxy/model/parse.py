@@ -8,11 +8,9 @@ a Problem. Entry points: ``parse_service``, ``parse_endpoint_slice``, ``parse_no
 
 from userspace_proxy.model.parse_endpoint_slice import HEADLESS_LABEL, SERVICE_NAME_LABEL, parse_endpoint_slice
 from userspace_proxy.model.parse_node import parse_node
-from userspace_proxy.model.parse_service import ANNOTATION_PREFIX, BALANCE_ANNOTATION, parse_service
+from userspace_proxy.model.parse_service import parse_service
 
 __all__ = [
-    "ANNOTATION_PREFIX",
-    "BALANCE_ANNOTATION",
     "HEADLESS_LABEL",
     "SERVICE_NAME_LABEL",
     "parse_endpoint_slice",

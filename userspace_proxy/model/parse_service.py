@@ -1,8 +1,8 @@
-"""From the JSON shape of a Service to a ``Service``: its addresses, ports and annotations.
+"""From the JSON shape of a Service to a ``Service``: its addresses and ports.
 
-``parse_policies`` reads how its traffic is to be led. The rules are those of ``model.parse``. Fields that kube-proxy
-does not read are not read here either (``loadBalancerIP``, ``loadBalancerClass``, ``selector``, ``targetPort``, ...).
-Entry point: ``parse_service``.
+``parse_policies`` reads how its traffic is to be led, ``parse_annotations`` what it asks of this proxy in particular.
+The rules are those of ``model.parse``. Fields that kube-proxy does not read are not read here either
+(``loadBalancerIP``, ``loadBalancerClass``, ``selector``, ``targetPort``, ...). Entry point: ``parse_service``.
 """
 
 from collections.abc import Collection
@@ -18,6 +18,7 @@ from userspace_proxy.model.names import (
     ServicePortName,
     family_of,
 )
+from userspace_proxy.model.parse_annotations import parse_annotations
 from userspace_proxy.model.parse_policies import (
     parse_affinity_timeout,
     parse_external_policy,
@@ -25,10 +26,7 @@ from userspace_proxy.model.parse_policies import (
     parse_internal_policy,
 )
 from userspace_proxy.model.problem import Problem
-from userspace_proxy.model.service_port import Balance, Service, ServicePort
-
-ANNOTATION_PREFIX = "userspace-proxy.io/"
-BALANCE_ANNOTATION = f"{ANNOTATION_PREFIX}balance"
+from userspace_proxy.model.service_port import Service, ServicePort
 
 _NO_METADATA = api_types.ObjectMeta()
 _NO_SPEC = api_types.ServiceSpec()
@@ -61,11 +59,13 @@ def parse_service(obj: api_types.Service, origin: str) -> tuple[Service | None, 
         return None, findings.problems()
     families = {family_of(one) for one in cluster_ips}
     external_policy = parse_external_policy(spec, findings)
+    ports = _parse_service_ports(name, spec, findings)
+    annotations = parse_annotations(metadata, spec, findings)
     service = Service(
         name,
         cluster_ips,
-        _parse_service_ports(name, spec, findings),
-        _parse_annotations(metadata, findings),
+        ports,
+        annotations.balance,
         origin,
         external_ips=_parse_external_ips(spec, families, findings),
         load_balancer_ips=_parse_load_balancer_ips(obj.status, families, findings),
@@ -73,6 +73,8 @@ def parse_service(obj: api_types.Service, origin: str) -> tuple[Service | None, 
         internal_policy=parse_internal_policy(spec, findings),
         external_policy=external_policy,
         affinity_timeout_s=parse_affinity_timeout(spec, findings),
+        udp_balance=annotations.udp_balance,
+        udp_idle_timeout_s=annotations.udp_idle_timeout_s,
         health_check_node_port=parse_health_check_node_port(spec, external_policy, findings),
     )
     return service, findings.problems()
@@ -224,22 +226,3 @@ def _parse_node_port(path: str, number: int | None, spec: api_types.ServiceSpec,
     if spec.type == "NodePort" and findings.is_handwritten:
         findings.error(path, "is missing, and no API server assigns one here; write one, usually 30000-32767")
     return None
-
-
-def _parse_annotations(metadata: api_types.ObjectMeta, findings: Findings) -> Balance | None:
-    balance: Balance | None = None
-    for key, value in (metadata.annotations or {}).items():
-        if key == BALANCE_ANNOTATION:
-            try:
-                balance = Balance(value or "")
-            except ValueError:
-                findings.warn(
-                    f"metadata.annotations[{key}]",
-                    f"{quote(value or '')} is unknown, so the default is used; write {' or '.join(Balance)}",
-                )
-        elif key.startswith(ANNOTATION_PREFIX):
-            findings.warn(
-                "metadata.annotations",
-                f"{quote(key)} is an unknown annotation, so it does nothing; this release knows {BALANCE_ANNOTATION}",
-            )
-    return balance

@@ -16,6 +16,15 @@ class Balance(StrEnum):
     """Of two Backends drawn at random, the one with fewer open connections."""
 
 
+class UdpBalance(StrEnum):
+    """What goes to one Backend at a time where the protocol is UDP (annotation ``userspace-proxy.io/udp-balance``)."""
+
+    FLOW = "flow"
+    """All datagrams of a client port."""
+    DATAGRAM = "datagram"
+    """One datagram: for protocols in which each stands alone, so that one busy client is shared evenly too."""
+
+
 class TrafficPolicy(StrEnum):
     """Which Endpoints a class of traffic may reach (internalTrafficPolicy, externalTrafficPolicy)."""
 
@@ -60,6 +69,10 @@ class Service:
     """For NodePorts, external and load balancer addresses; CLUSTER where the type of the Service knows none."""
     affinity_timeout_s: int | None = None
     """Seconds for which a client comes back to the same Endpoint (sessionAffinity ClientIP); None: no affinity."""
+    udp_balance: UdpBalance = UdpBalance.FLOW
+    """For the UDP ports."""
+    udp_idle_timeout_s: float | None = None
+    """Seconds without a datagram after which a flow ends, as the annotation asks; None leaves it to the default."""
     health_check_node_port: int | None = None
     """Where load balancers ask whether this node has Endpoints, 1-65535; only with type LoadBalancer and
     externalTrafficPolicy Local."""

@@ -2,7 +2,7 @@
 
 The rules are kube-proxy's (``pkg/proxy/topology.go``). Decides nothing about policies: whether a connection is for
 the Endpoints of the cluster or for those of this node is the plan's. Entry points: ``select_cluster``,
-``select_local``, ``is_any_usable``.
+``select_local``, ``select_serving``, ``is_any_usable``.
 """
 
 from collections.abc import Sequence
@@ -42,6 +42,16 @@ def select_local(merged: Sequence[MergedEndpoint], node_name: str) -> tuple[Merg
     local = [one for one in merged if is_local(one.endpoint, node_name)]
     ready = tuple(one for one in local if one.endpoint.ready)
     return ready or tuple(one for one in local if _is_fallback(one.endpoint))
+
+
+def select_serving(merged: Sequence[MergedEndpoint]) -> tuple[MergedEndpoint, ...]:
+    """Return the Endpoints that still answer, in their order, wherever they are and whatever their hints.
+
+    Not for anything new: what goes on at one of them may go on there, however conditions and policies change.
+
+    Source: kube-proxy's ``pkg/proxy/conntrack/cleanup.go``, which lets conntrack entries to these stand.
+    """
+    return tuple(one for one in merged if one.endpoint.ready or one.endpoint.serving)
 
 
 def is_any_usable(merged: Sequence[MergedEndpoint]) -> bool:

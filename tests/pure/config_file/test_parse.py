@@ -93,6 +93,8 @@ def test_kube_proxy_h_20_file_of_kubeadm_says_what_it_sets_and_no_more() -> None
         ("metricsBindAddress: 0.0.0.0", "metrics_bind_address", "0.0.0.0:10249"),
         ("metricsBindAddress: '[::1]:99'", "metrics_bind_address", "[::1]:99"),
         ("bindAddressHardFail: true", "bind_address_hard_fail", True),
+        ("udpIdleTimeout: 1m30s", "udp_idle_timeout", 90.0),
+        ("udpIdleTimeout: 249ms", "udp_idle_timeout", 0.249),
     ],
 )
 def test_kube_proxy_h_20_key_that_applies_is_an_option(line: str, option: str, value: object) -> None:
@@ -106,10 +108,16 @@ def test_kube_proxy_h_20_every_key_that_applies_is_tested_above() -> None:
     assert {option for _, option, _ in rows} == {option for _, option in APPLIED.values()}
 
 
-@pytest.mark.parametrize("text", ["portRange: 0-0", "portRange: '0'", "detectLocalMode: ''", "nodePortAddresses: []"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("portRange: 0-0", "portRange: '0'", "detectLocalMode: ''", "nodePortAddresses: []"),
+        *("udpIdleTimeout: 250ms", "udpIdleTimeout: 0.25s", "udpIdleTimeout: 0s", "udpIdleTimeout: null"),
+    ],
+)
 def test_kube_proxy_key_that_leaves_the_choice_sets_nothing(text: str) -> None:
-    """The default of ours applies."""
-    assert values(KUBE_PROXY + text) == {}
+    """The default of ours applies, and nothing is said: of UDP, too, where kube-proxy's own is of no use."""
+    assert parsed(KUBE_PROXY + text) == ConfigFile()
 
 
 def nested(path: str, value: str) -> str:
@@ -162,7 +170,7 @@ def test_kube_proxy_keys_without_effect_are_named_together(text: str, named: str
             "configSyncPeriod: 15m0s",
             "oomScoreAdj: -999",
         ),
-        *("conntrack: {tcpEstablishedTimeout: 24h0m0s}", "udpIdleTimeout: 250ms", "logging: {flushFrequency: 5s}"),
+        *("conntrack: {tcpEstablishedTimeout: 24h0m0s}", "logging: {flushFrequency: 5s}"),
         *("iptables: {localhostNodePorts: true}", "clientConnection: {qps: 5.0, burst: 10}", "iptables: null"),
     ],
 )
@@ -208,6 +216,8 @@ def test_kube_proxy_h_17_strictness_errors_are_one_warning() -> None:
         ("iptables: {syncPeriod: 30}", "f:3: iptables.syncPeriod must be a duration such as 30s, not 30"),
         ("iptables: {syncPeriod: soon}", "f:3: iptables.syncPeriod must be a duration such as 30s, not 'soon'"),
         ("iptables: {syncPeriod: -1s}", "f:3: iptables.syncPeriod must not be negative"),
+        ("udpIdleTimeout: -250ms", "f:3: udpIdleTimeout must not be negative"),
+        ("udpIdleTimeout: 60", "f:3: udpIdleTimeout must be a duration such as 30s, not 60"),
         ("iptables: 5", "f:3: iptables must be a mapping of keys"),
         ("clientConnection:\n  kubeconfig: {a: b}", "f:4: clientConnection.kubeconfig must be a text, not a mapping"),
         ("bindAddress: eth0", "f:3: bindAddress must be an IP address, not 'eth0'"),

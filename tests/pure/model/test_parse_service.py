@@ -1,7 +1,7 @@
 """Tests of model.parse_service, documents as a user or an API server writes them.
 
 ``test_parse_service_addresses`` has the addresses beside those of the cluster, ``test_parse_policies`` the fields
-that ``model.parse_policies`` reads.
+that ``model.parse_policies`` reads, ``test_parse_annotations`` the annotations.
 """
 
 from ipaddress import ip_address
@@ -17,7 +17,7 @@ from userspace_proxy.model import api_types
 from userspace_proxy.model.names import Protocol
 from userspace_proxy.model.parse import parse_service
 from userspace_proxy.model.problem import Problem
-from userspace_proxy.model.service_port import Balance, Service, TrafficPolicy
+from userspace_proxy.model.service_port import Balance, Service, TrafficPolicy, UdpBalance
 
 _ORIGIN = "shop.yaml, document 1, line 1"
 _HTTP = {"name": "http", "port": 80}
@@ -56,7 +56,14 @@ def _places(problems: tuple[Problem, ...]) -> list[str]:
 def test_parse_service_whole_object_gives_all_that_is_served() -> None:
     """A Service as an API server writes it, of both families, with three protocols and all ways to reach it."""
     found = _parse_service(
-        metadata={"annotations": {"userspace-proxy.io/balance": "least-connections", "example.com/x": "y"}},
+        metadata={
+            "annotations": {
+                "userspace-proxy.io/balance": "least-connections",
+                "userspace-proxy.io/udp-balance": "datagram",
+                "userspace-proxy.io/udp-idle-timeout": "1m30s",
+                "example.com/x": "y",
+            }
+        },
         ingress=[{"ip": "198.51.100.1", "ipMode": "VIP"}, {"ip": "2001:db8::1"}],
         type="LoadBalancer",
         clusterIP="10.96.0.10",
@@ -89,6 +96,8 @@ def test_parse_service_whole_object_gives_all_that_is_served() -> None:
         internal_policy=TrafficPolicy.LOCAL,
         external_policy=TrafficPolicy.LOCAL,
         affinity_timeout_s=60,
+        udp_balance=UdpBalance.DATAGRAM,
+        udp_idle_timeout_s=90.0,
         health_check_node_port=31000,
     )
     assert found == (expected, ())
@@ -400,26 +409,6 @@ def test_parse_service_node_port_twice_goes_to_the_first_port() -> None:
     assert _places(problems) == ["error spec.ports[1].nodePort"]
 
 
-@pytest.mark.parametrize("value", ["random", "", None, "Round-Robin"])
-def test_parse_service_unknown_balance_warns_and_leaves_the_default(value: str | None) -> None:
-    """The accepted values are named."""
-    found, problems = _parse_service(metadata={"annotations": {"userspace-proxy.io/balance": value}})
-    assert found == service(origin=_ORIGIN)
-    assert _places(problems) == ["warning metadata.annotations[userspace-proxy.io/balance]"]
-    text = f"{value or ''!r} is unknown, so the default is used; write round-robin or least-connections"
-    assert problems[0].text == text
-
-
-def test_parse_service_unknown_annotation_of_ours_warns() -> None:
-    """A misspelt annotation is named; those of other programs are none of our business."""
-    found, problems = _parse_service(
-        metadata={"annotations": {"userspace-proxy.io/balanse": "round-robin", "example.com/balance": "odd"}}
-    )
-    assert found == service(origin=_ORIGIN)
-    assert _places(problems) == ["warning metadata.annotations"]
-    assert problems[0].text.startswith("'userspace-proxy.io/balanse' is an unknown annotation")
-
-
 def test_parse_service_many_ports_take_linear_time_and_few_problems() -> None:
     """Twenty thousand ports, half of them bad, are twenty thousand steps and eleven Problems."""
     found, problems = _parse_service(ports=[{"name": f"p{i}", "port": i} for i in range(0, 131072, 6)])
@@ -430,6 +419,10 @@ def test_parse_service_many_ports_take_linear_time_and_few_problems() -> None:
 
 _TEXTS = st.none() | st.sampled_from(["", "None", "10.96.0.10", "fd00::a", "IPv4", "IPv6", "TCP", "web"]) | st.text()
 _NUMBERS = st.none() | st.integers()
+_ANNOTATIONS = st.sampled_from(["", "udp-", "idle-timeout", "udp-idle-timeout", "balance", "udp-balance"]).map(
+    "userspace-proxy.io/{}".format
+)
+_TIMES = st.integers().map("{}s".format) | st.floats().map(str) | st.floats().map("{:f}h".format)
 _ADDRESSES = st.none() | st.lists(
     st.ip_addresses().map(str) | st.ip_addresses().map(lambda one: f"{one}/24") | _TEXTS.map(str), max_size=3
 )
@@ -441,7 +434,7 @@ _ADDRESSES = st.none() | st.lists(
         metadata=st.builds(
             api_types.ObjectMeta,
             name=st.just("web") | _TEXTS,
-            annotations=st.none() | st.dictionaries(st.text() | st.just("userspace-proxy.io/balance"), _TEXTS),
+            annotations=st.none() | st.dictionaries(st.text() | _ANNOTATIONS, _TEXTS | _TIMES),
         ),
         spec=st.builds(
             api_types.ServiceSpec,
@@ -487,4 +480,5 @@ def test_parse_service_any_values_give_a_sound_service_or_none(obj: api_types.Se
         families = {one.version for one in found.cluster_ips}
         assert {one.version for one in (*found.external_ips, *found.load_balancer_ips)} <= families
         assert found.affinity_timeout_s is None or 1 <= found.affinity_timeout_s <= 86400
+        assert found.udp_idle_timeout_s is None or 0 < found.udp_idle_timeout_s <= 86400
         assert found.health_check_node_port is None or 1 <= found.health_check_node_port <= 65535

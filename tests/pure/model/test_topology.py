@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from userspace_proxy.model.endpoint import Endpoint
 from userspace_proxy.model.endpoint_slices import MergedEndpoint
-from userspace_proxy.model.topology import is_any_usable, is_local, select_cluster, select_local
+from userspace_proxy.model.topology import is_any_usable, is_local, select_cluster, select_local, select_serving
 
 _HERE, _NEAR = "here", "near"
 
@@ -232,3 +232,30 @@ def test_b_11_selected_sets_are_parts_of_what_is_usable_and_empty_only_if_they_m
         assert list(selected) == sorted(selected, key=merged.index)
         assert len({one.endpoint.ready for one in selected}) <= 1
     assert all(one.endpoint.node_name == _HERE for one in local)
+
+
+@pytest.mark.parametrize(
+    ("ready", "serving", "terminating", "serves"),
+    [
+        (True, True, False, True),
+        (True, True, True, True),
+        (True, False, False, True),  # publishNotReadyAddresses
+        (True, False, True, True),
+        (False, True, False, True),
+        (False, True, True, True),
+        (False, False, False, False),
+        (False, False, True, False),
+    ],
+)
+def test_f_1_serving_are_all_that_answer_still(*, ready: bool, serving: bool, terminating: bool, serves: bool) -> None:
+    """Whether they terminate does not matter, nor what others do."""
+    one = endpoint("10.0.1.1", ready=ready, serving=serving, terminating=terminating)
+    assert _hosts(select_serving(_merged([one]))) == ("1" if serves else "")
+    assert _hosts(select_serving(_merged([one, _ready(2)]))) == ("1 2" if serves else "2")
+
+
+def test_f_1_serving_are_those_of_the_whole_cluster_whatever_their_hints() -> None:
+    """So that what goes on outlives a change of policy or hints; the order stays."""
+    far = _ready(3, node_name="there", hinted_zones=["far"])
+    here = _ending(1, node_name=_HERE, hinted_nodes=["there"])
+    assert _hosts(select_serving(_merged([far, here, _ready(2)]))) == "3 1 2"
