@@ -10,7 +10,7 @@ from attrs import evolve
 
 from userspace_proxy.model.endpoint import Endpoint, EndpointPort, EndpointSlice
 from userspace_proxy.model.names import Family, IPAddress, NamespacedName, Protocol, ServicePortName, family_of
-from userspace_proxy.model.service_port import Balance, Service, ServicePort, TrafficPolicy
+from userspace_proxy.model.service_port import Balance, Service, ServicePort, TrafficPolicy, UdpBalance
 from userspace_proxy.plan.state import (
     Backend,
     EndpointScope,
@@ -24,6 +24,7 @@ from userspace_proxy.plan.state import (
     Route,
     SourceAddresses,
     Target,
+    UdpSettings,
 )
 
 
@@ -62,6 +63,8 @@ def service(
     internal_policy: TrafficPolicy = TrafficPolicy.CLUSTER,
     external_policy: TrafficPolicy = TrafficPolicy.CLUSTER,
     affinity_timeout_s: int | None = None,
+    udp_balance: UdpBalance = UdpBalance.FLOW,
+    udp_idle_timeout_s: float | None = None,
     health_check_node_port: int | None = None,
 ) -> Service:
     """Return a Service, with the one port ``http`` 80/TCP if none is given."""
@@ -78,6 +81,8 @@ def service(
         internal_policy=internal_policy,
         external_policy=external_policy,
         affinity_timeout_s=affinity_timeout_s,
+        udp_balance=udp_balance,
+        udp_idle_timeout_s=udp_idle_timeout_s,
         health_check_node_port=health_check_node_port,
     )
 
@@ -123,27 +128,34 @@ def backend(text: str = "10.0.1.1:8080") -> Backend:
 
 
 def frontend(
-    text: str = "10.96.0.10:80", service_port: str = "shop/web:http", kind: FrontendKind = FrontendKind.CLUSTER_IP
+    text: str = "10.96.0.10:80",
+    service_port: str = "shop/web:http",
+    kind: FrontendKind = FrontendKind.CLUSTER_IP,
+    protocol: Protocol = Protocol.TCP,
 ) -> Frontend:
-    """Return the TCP Frontend of an address and port."""
+    """Return the Frontend of an address and port."""
     at = backend(text)
-    return Frontend(kind, service_port_name(service_port), family_of(at.address), at.address, at.port)
+    return Frontend(kind, service_port_name(service_port, protocol), family_of(at.address), at.address, at.port)
 
 
 def node_port_frontend(
-    port: int = 30080, service_port: str = "shop/web:http", family: Family = Family.IPV4
+    port: int = 30080,
+    service_port: str = "shop/web:http",
+    family: Family = Family.IPV4,
+    protocol: Protocol = Protocol.TCP,
 ) -> Frontend:
-    """Return the TCP Frontend of a NodePort at all addresses."""
-    return Frontend(FrontendKind.NODE_PORT, service_port_name(service_port), family, None, port)
+    """Return the Frontend of a NodePort at all addresses."""
+    return Frontend(FrontendKind.NODE_PORT, service_port_name(service_port, protocol), family, None, port)
 
 
 def pool_key(
     service_port: str = "shop/web:http",
     scope: EndpointScope = EndpointScope.CLUSTER,
     family: Family = Family.IPV4,
+    protocol: Protocol = Protocol.TCP,
 ) -> PoolKey:
-    """Return the key of a TCP Pool."""
-    return PoolKey(service_port_name(service_port), scope, family)
+    """Return the key of a Pool."""
+    return PoolKey(service_port_name(service_port, protocol), scope, family)
 
 
 def route(target: Target | None = None, *, source_ranges: Iterable[str] = ()) -> Route:
@@ -157,9 +169,10 @@ def listener_key(
     policy: PolicyClass = PolicyClass.INTERNAL,
     family: Family = Family.IPV4,
     frontend: Frontend | None = None,
+    protocol: Protocol = Protocol.TCP,
 ) -> ListenerKey:
-    """Return the key of a TCP Listener, a shared one."""
-    return ListenerKey(service_port_name(service_port), policy, family, frontend)
+    """Return the key of a Listener, a shared one."""
+    return ListenerKey(service_port_name(service_port, protocol), policy, family, frontend)
 
 
 def pool(
@@ -167,9 +180,17 @@ def pool(
     key: PoolKey | None = None,
     balance: Balance = Balance.ROUND_ROBIN,
     affinity_timeout_s: int | None = None,
+    udp: UdpSettings | None = None,
 ) -> Pool:
     """Return a Pool of the Backends given as texts, in that order."""
-    return Pool(key or pool_key(), tuple(backend(one) for one in backends), balance, affinity_timeout_s)
+    return Pool(key or pool_key(), tuple(backend(one) for one in backends), balance, affinity_timeout_s, udp)
+
+
+def udp_settings(
+    *serving: str, balance: UdpBalance = UdpBalance.FLOW, idle_timeout_s: float | None = None
+) -> UdpSettings:
+    """Return UdpSettings with the Backends that serve still."""
+    return UdpSettings(balance, idle_timeout_s, frozenset(backend(one) for one in serving))
 
 
 def plan_settings(

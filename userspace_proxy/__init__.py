@@ -28,6 +28,7 @@ Listener           the live socket that serves one or more Frontends
 connection         one accepted TCP client connection
 dial               one attempt to connect to a Backend
 relay              the live copying between a client and a Backend
+flow               the UDP datagrams between one client port and one Backend, with an idle limit
 steering           how packets for a Frontend reach a Listener
 Problem            a defect in one API object: collected, never raised
 Node               the Node object of the machine this runs on

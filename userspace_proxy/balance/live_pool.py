@@ -7,37 +7,45 @@ one Backend. When it does not answer, the one that does instead takes its place.
 Replacing the Pool keeps the Members of Backends that stay, with their open connections, and keeps the place in the
 order: round robin goes on behind the Backend it was at, so that a Pool that changes often, or is empty for a while, is
 still shared evenly.
+
+UDP flows ask their Member whether they may go on (``is_serving``): at Backends of the Pool, and at those that serve
+still, whatever traffic policy has taken them out of it. So also when a change of policy removes the Pool itself.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import IPv6Address
 
 from userspace_proxy.balance.affinity import AffinityTable
 from userspace_proxy.model.service_port import Balance
-from userspace_proxy.plan.state import Backend, Pool
+from userspace_proxy.plan.state import Backend, Pool, UdpSettings
+
+_NO_UDP = UdpSettings()
 
 
 class Member:
     """One Backend of a LivePool, with what this process knows of it."""
 
-    __slots__ = ("address", "backend", "connections", "is_ipv6", "open")
+    __slots__ = ("address", "backend", "connections", "is_ipv6", "is_serving", "open")
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.address = (str(backend.address), backend.port)
         """As ``connect(2)`` wants it."""
         self.is_ipv6 = isinstance(backend.address, IPv6Address)
+        self.is_serving = True
+        """Whether UDP flows that are there may go on."""
         self.open = 0
-        """Connections that are open or being dialled."""
+        """Connections that are open or being dialled, or flows."""
         self.connections = 0
-        """Connections made since the start."""
+        """Connections made since the start, or flows."""
 
 
 class LivePool:
     """The Members of one Pool in order, and whose turn it is."""
 
     __slots__ = (
+        "_adopted",
         "_affinity",
         "_affinity_timeout_s",
         "_by_backend",
@@ -47,6 +55,7 @@ class LivePool:
         "_turn",
         "members",
         "pick",
+        "udp",
     )
 
     def __init__(self, pool: Pool, random: Callable[[], float], affinity: AffinityTable | None = None) -> None:
@@ -64,6 +73,8 @@ class LivePool:
         self.members: list[Member] = []
         self._leaving: list[Member] = []
         """Not in the Pool any more, but with open connections: they may come back."""
+        self._adopted: list[Member] = []
+        """Of a Pool that is gone, with open connections; see ``adopt``."""
         self.pick: Callable[[Collection[Member]], Member | None] = self._pick_round_robin
         """``pick(tried)`` returns the Member for the next dial of a connection that has tried some already, or None
         where all have been tried (or there is none). Round robin moves on by one for each dial, also for one that
@@ -82,7 +93,9 @@ class LivePool:
         known = {member.backend: member for member in (*self._leaving, *self.members)}
         ordered = sorted(pool.backends, key=_place)
         self.members = [known.pop(backend) if backend in known else Member(backend) for backend in ordered]
-        self._leaving = [member for member in known.values() if member.open]
+        self.udp = pool.udp or _NO_UDP
+        self._leaving = list(known.values())
+        self._mark_serving()
         # The one whose turn it was, or the first behind where it would stand.
         behind = 0 if self._turn is None else bisect_left(ordered, _place(self._turn), key=_place)
         self._next = behind if behind < len(ordered) else 0
@@ -91,6 +104,25 @@ class LivePool:
         self._affinity = affinity
         self._affinity_timeout_s = pool.affinity_timeout_s or 0
         self._by_backend = {member.backend: member for member in self.members} if affinity is not None else {}
+
+    def adopt(self, members: Iterable[Member]) -> None:
+        """Have the flows of a Pool that is gone go on as if they were of this one; nothing new is led to them.
+
+        Args:
+            members: All that were ``known`` there. The two Pools are of the same ServicePort and family.
+        """
+        self._adopted.extend(members)
+        self._mark_serving()
+
+    def dissolve(self) -> None:
+        """Have no flow go on: the Pool is gone."""
+        for member in self.known:
+            member.is_serving = False
+
+    @property
+    def known(self) -> tuple[Member, ...]:
+        """The Members, and all others that have something open."""
+        return (*self.members, *self._leaving, *self._adopted)
 
     def pick_for(self, client: str, tried: Collection[Member], now_s: float) -> Member | None:
         """Return the Member for the next dial of a client's connection, as ``pick`` does; with affinity: its own first.
@@ -120,6 +152,17 @@ class LivePool:
             recorded = self._recorded(affinity, client, now_s)
             if recorded is None or recorded in tried:
                 affinity.write(client, member.backend, now_s, self._affinity_timeout_s)
+
+    def _mark_serving(self) -> None:
+        """Say of all that are known whether they serve; forget those that are not in the Pool and have nothing open."""
+        for member in self.members:
+            member.is_serving = True
+        if self._leaving or self._adopted:
+            serving = self.udp.serving.union(member.backend for member in self.members)
+            for member in (*self._leaving, *self._adopted):
+                member.is_serving = member.backend in serving
+        self._leaving = [member for member in self._leaving if member.open]
+        self._adopted = [member for member in self._adopted if member.open]
 
     def _recorded(self, affinity: AffinityTable, client: str, now_s: float) -> Member | None:
         """Return the Member that a client had, if the record is valid."""

@@ -14,7 +14,16 @@ from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.balance.live_pool import LivePool
 from userspace_proxy.balance.source_class import classify, is_within
 from userspace_proxy.model.names import ServicePortName
-from userspace_proxy.plan.state import Pool, PoolKey, Route, SourceAddresses, Target, Verdict
+from userspace_proxy.plan.state import (
+    EndpointScope,
+    Pool,
+    PoolKey,
+    Route,
+    SourceAddresses,
+    Target,
+    UdpSettings,
+    Verdict,
+)
 
 TARGETS_KEPT = 4096
 """Clients for whom it is remembered where a Route leads them: those that come often, as load balancers do, are spared
@@ -24,7 +33,7 @@ some 10 us a connection. Arbitrary."""
 class LivePools:
     """The LivePools by their keys."""
 
-    __slots__ = ("_affine", "_find_target", "_on_eviction", "_pools", "_random", "_tables")
+    __slots__ = ("_affine", "_find_target", "_local_addresses", "_on_eviction", "_pools", "_random", "_tables")
 
     def __init__(self, random: Callable[[], float], on_eviction: Callable[[], None]) -> None:
         """Start without Pools.
@@ -44,6 +53,7 @@ class LivePools:
     def apply_sources(self, sources: SourceAddresses) -> None:
         """Tell the class of clients by this from now on."""
         self._find_target = lru_cache(TARGETS_KEPT)(partial(_find_target, sources))
+        self._local_addresses = sources.local_addresses
 
     def apply(self, pool: Pool) -> None:
         """Put a value of a Pool in force."""
@@ -55,8 +65,15 @@ class LivePools:
             live.replace(pool, affinity)
 
     def remove(self, key: PoolKey) -> None:
-        """Forget a Pool, if there is one."""
-        self._pools.pop(key, None)
+        """Forget a Pool, if there is one; where only a policy has changed, its flows go on."""
+        live = self._pools.pop(key, None)
+        if live is not None:
+            others = (PoolKey(key.service_port, scope, key.family) for scope in EndpointScope)
+            heir = next((self._pools[other] for other in others if other in self._pools), None)
+            if heir is None:
+                live.dissolve()
+            else:
+                heir.adopt(live.known)
         self._end_affinity(key)
 
     def items(self) -> Iterator[tuple[PoolKey, LivePool]]:
@@ -75,6 +92,16 @@ class LivePools:
         """
         target = route.host
         return None if isinstance(target, Verdict) or not route.is_same_for_all else self._pools.get(target)
+
+    def is_local(self, address: str) -> bool:
+        """Return whether an address is one of this node."""
+        parsed = ip_address(address)
+        return parsed.is_loopback or parsed in self._local_addresses
+
+    def udp_settings(self, route: Route) -> UdpSettings | None:
+        """Return what the Service says of its flows; None if the Route leads to no Pool, so that nobody asks."""
+        pools = map(self._pools.get, route.pools)
+        return next((pool.udp for pool in pools if pool is not None), None)
 
     def choose(self, route: Route, client: str, dialled: str) -> LivePool | CloseReason:
         """Return the Pool to which a Route leads a client, or why none.

@@ -135,7 +135,7 @@ def build_service_plan(
         pools=found.pools,
         problems=find_problems(service, slices, settings, claims=claims, denied=denied, loops=found.loops),
         denied=tuple(denied),
-        refused=tuple(found.loops),
+        refused=tuple({backend: None for backend, _ in found.loops}),
         unserved=tuple(port.name for port in service.ports if port.name.protocol not in SERVED_PROTOCOLS),
         health_check=_health_check(service, slices, settings.node_name),
     )

@@ -22,7 +22,7 @@ from userspace_proxy.plan.state import (
     ServicePlan,
 )
 
-SERVED_PROTOCOLS = frozenset({Protocol.TCP})
+SERVED_PROTOCOLS = frozenset({Protocol.TCP, Protocol.UDP})
 """Ports of other protocols get no Frontend."""
 
 by_name = attrgetter("namespace", "name")
@@ -194,11 +194,13 @@ def update_neighbours(
 
 
 def _networks_of(plan: ServicePlan | None, local_addresses: frozenset[IPAddress]) -> set[bytes]:
-    """Return the networks of all usable Endpoints of a Service."""
+    """Return the networks of all Endpoints that a Service uses, or would without a loop."""
     found: set[bytes] = set()
     if plan is None:
         return found
-    for backends in (plan.refused, *(pool.backends for pool in plan.pools.values())):
+    pools = plan.pools.values()
+    serving = (pool.udp.serving for pool in pools if pool.udp is not None)
+    for backends in (plan.refused, *(pool.backends for pool in pools), *serving):
         for backend in backends:
             found.add(_network_of(backend.address))
             if _is_this_node(backend.address, local_addresses):

@@ -7,7 +7,7 @@ the same is everyday life: Services wait for their pods.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from userspace_proxy.model.endpoint import EndpointSlice
-from userspace_proxy.model.names import NamespacedName, family_of
+from userspace_proxy.model.names import NamespacedName, Protocol, family_of
 from userspace_proxy.model.parse import SERVICE_NAME_LABEL
 from userspace_proxy.model.problem import Problem, Severity, fold_problems
 from userspace_proxy.model.service_port import Service, ServicePort, TrafficPolicy
@@ -31,7 +31,7 @@ def find_problems(
     *,
     claims: Mapping[Claim, tuple[Holder, ...]],
     denied: Iterable[Frontend],
-    loops: Mapping[Backend, NamespacedName],
+    loops: Mapping[tuple[Backend, Protocol], NamespacedName],
 ) -> tuple[Problem, ...]:
     """Return what is wrong with a Service, what is not served first, and no more than can be read.
 
@@ -44,7 +44,7 @@ def find_problems(
         loops: The Endpoints that are not used, each with the Service whose Frontend it is.
     """
     found = [_denied(service, frontend, owner_of(frontend, claims)) for frontend in denied]
-    found.extend(_loop(service, backend, holder) for backend, holder in loops.items())
+    found.extend(_loop(service, f"{backend}/{protocol}", holder) for (backend, protocol), holder in loops.items())
     found.extend(_unserved_ports(service))
     if service.origin:
         found.extend(_missing_node_name(service, settings))
@@ -60,9 +60,9 @@ def _denied(service: Service, frontend: Frontend, owner: NamespacedName) -> Prob
     return Problem(Severity.ERROR, _subject(service), path, text, service.origin, "AddressConflict")
 
 
-def _loop(service: Service, backend: Backend, holder: NamespacedName) -> Problem:
+def _loop(service: Service, place: str, holder: NamespacedName) -> Problem:
     text = (
-        f"the endpoint {backend} is where this proxy serves Service {holder}, so a connection to it would come back "
+        f"the endpoint {place} is where this proxy serves Service {holder}, so a connection to it would come back "
         f"here; it is not used; name the address and port of the program that answers"
     )
     return Problem(Severity.ERROR, _subject(service), "", text, service.origin, "EndpointLoop")

@@ -9,9 +9,9 @@ from ipaddress import ip_network
 from attrs import define, evolve, field
 
 from userspace_proxy.model.endpoint_slices import MergedEndpoint
-from userspace_proxy.model.names import IPNetwork, NamespacedName, family_of
+from userspace_proxy.model.names import IPNetwork, NamespacedName, Protocol, family_of
 from userspace_proxy.model.service_port import Service, TrafficPolicy
-from userspace_proxy.model.topology import is_any_usable, select_cluster, select_local
+from userspace_proxy.model.topology import is_any_usable, select_cluster, select_local, select_serving
 from userspace_proxy.plan.claims import find_loop
 from userspace_proxy.plan.state import (
     Backend,
@@ -26,6 +26,7 @@ from userspace_proxy.plan.state import (
     PoolKey,
     Route,
     Target,
+    UdpSettings,
     Verdict,
 )
 
@@ -56,8 +57,9 @@ class RouteBuilder:
     """Of all Frontends added."""
     pools: dict[PoolKey, Pool] = field(factory=dict, init=False)
     """Those that a policy may lead a client of these Frontends to, empty ones too."""
-    loops: dict[Backend, NamespacedName] = field(factory=dict, init=False)
-    """Left out of the Pools, as a connection to them would come back here, each with the Service served there."""
+    loops: dict[tuple[Backend, Protocol], NamespacedName] = field(factory=dict, init=False)
+    """Left out of the Pools of a protocol, as a connection to them would come back here, each with the Service served
+    there."""
 
     def add(self, frontends: Sequence[Frontend], merged: Sequence[MergedEndpoint]) -> None:
         """Add Frontends.
@@ -91,26 +93,38 @@ class RouteBuilder:
         pool = self.pools.get(key)
         if pool is None:
             balance = self.service.balance or self.settings.default_balance
-            pool = Pool(key, self._backends(key, merged), balance, self.service.affinity_timeout_s)
-            self.pools[key] = pool
+            backends = self._backends(key, merged)
+            udp = self._udp_settings(key, merged, backends)
+            pool = self.pools[key] = Pool(key, backends, balance, self.service.affinity_timeout_s, udp)
         if pool.backends:
             return pool.key
         return Verdict.DROP if key.scope is _LOCAL and is_any_usable(merged) else Verdict.REJECT
 
     def _backends(self, key: PoolKey, merged: Sequence[MergedEndpoint]) -> tuple[Backend, ...]:
-        node_name, local_addresses = self.settings.node_name, self.settings.sources.local_addresses
-        if key.scope is _LOCAL:
-            selected = select_local(merged, node_name)
-        else:
-            selected = select_cluster(merged, node_name, self.settings.zone)
+        node_name, zone = self.settings.node_name, self.settings.zone
+        is_local = key.scope is _LOCAL
+        selected = select_local(merged, node_name) if is_local else select_cluster(merged, node_name, zone)
+        return self._without_loops(key, selected)
+
+    def _udp_settings(
+        self, key: PoolKey, merged: Sequence[MergedEndpoint], backends: tuple[Backend, ...]
+    ) -> UdpSettings | None:
+        if key.service_port.protocol is not Protocol.UDP:
+            return None
+        serving = frozenset(self._without_loops(key, select_serving(merged))).difference(backends)
+        return UdpSettings(self.service.udp_balance, self.service.udp_idle_timeout_s, serving)
+
+    def _without_loops(self, key: PoolKey, selected: Sequence[MergedEndpoint]) -> tuple[Backend, ...]:
+        """Return the Endpoints that can be dialled, and remember the others."""
+        protocol, local_addresses = key.service_port.protocol, self.settings.sources.local_addresses
         found: list[Backend] = []
         for one in selected:
             backend = Backend(one.endpoint.address, one.port)
-            holder = find_loop(backend, key.service_port.protocol, self.claims, local_addresses)
+            holder = find_loop(backend, protocol, self.claims, local_addresses)
             if holder is None:
                 found.append(backend)
             else:
-                self.loops[backend] = holder
+                self.loops[backend, protocol] = holder
         other = _CLUSTER if key.scope is _LOCAL else _LOCAL
         twin = self.pools.get(PoolKey(key.service_port, other, key.family))
         if twin is None:

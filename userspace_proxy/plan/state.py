@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from userspace_proxy.model.names import Family, IPAddress, IPNetwork, NamespacedName, Protocol, ServicePortName
 from userspace_proxy.model.problem import Problem
-from userspace_proxy.model.service_port import Balance
+from userspace_proxy.model.service_port import Balance, UdpBalance
 
 
 class FrontendKind(StrEnum):
@@ -100,6 +100,19 @@ class Pool:
     balance: Balance
     affinity_timeout_s: int | None = None
     """Seconds for which a client comes back to the same Backend, in all Pools of the ServicePort; None: no affinity."""
+    udp: "UdpSettings | None" = None
+    """Only where the protocol is UDP."""
+
+
+@frozen
+class UdpSettings:
+    """What is said of the flows of a Pool."""
+
+    balance: UdpBalance = UdpBalance.FLOW
+    idle_timeout_s: float | None = None
+    """Seconds without a datagram after which a flow ends; None: as for all."""
+    serving: frozenset[Backend] = frozenset()
+    """Those besides the Pool's own that serve still: no flow is led to them any more, those they have stay."""
 
 
 class SourceClass(StrEnum):
@@ -185,7 +198,8 @@ class ServicePlan:
     denied: tuple[Frontend, ...] = ()
     """Asked for, but another Service has them; a Problem says which."""
     refused: tuple[Backend, ...] = ()
-    """Usable Endpoints that are in no Pool, as a connection to them would come back here; a Problem says why."""
+    """Usable Endpoints that are in no Pool of some protocol, as a connection to them would come back here; a Problem
+    says why."""
     unserved: tuple[ServicePortName, ...] = ()
     """Ports of a protocol that is not served; a Problem says so."""
     health_check: HealthCheck | None = None

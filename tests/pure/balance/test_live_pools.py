@@ -1,6 +1,6 @@
 """LivePools: who is led to which Pool, and what the Pools of one ServicePort share."""
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from attrs import evolve
@@ -9,7 +9,8 @@ from builders import pool, pool_key, route
 from userspace_proxy.balance.affinity import MAX_CLIENTS
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.balance.live_pools import LivePools
-from userspace_proxy.plan.state import EndpointScope, Pool, PoolKey, Route, SourceAddresses, Verdict
+from userspace_proxy.model.service_port import UdpBalance
+from userspace_proxy.plan.state import EndpointScope, Pool, PoolKey, Route, SourceAddresses, UdpSettings, Verdict
 
 FIRST, SECOND, THIRD = NAMES = [f"10.0.0.{number}:80" for number in (1, 2, 3)]
 CLUSTER, LOCAL = pool_key(), pool_key(scope=EndpointScope.LOCAL)
@@ -193,3 +194,22 @@ def test_clients_beyond_those_that_are_remembered_are_counted() -> None:
     assert not evictions
     pick(live, client="one more")
     assert len(evictions) == 1
+
+
+def test_is_local_is_true_of_loopback_and_of_the_addresses_of_this_node() -> None:
+    """Both families; as long as the node has them."""
+    live = live_pools()
+    live.apply_sources(SourceAddresses(local_addresses=frozenset(map(ip_address, ("192.0.2.7", "2001:db8::7")))))
+    asked = ("127.0.0.9", "::1", "192.0.2.7", "2001:db8::7", "192.0.2.8", "2001:db8::8")
+    assert [live.is_local(address) for address in asked] == [True, True, True, True, False, False]
+    live.apply_sources(SourceAddresses())
+    assert not live.is_local("192.0.2.7")
+
+
+def test_udp_settings_are_those_of_the_pools_a_route_leads_to() -> None:
+    """None where it leads nowhere, or its Pools are not there."""
+    settings = UdpSettings(UdpBalance.DATAGRAM, 5.0)
+    live = live_pools(evolve(pool(FIRST), udp=settings))
+    assert live.udp_settings(EXTERNAL_LOCAL) == settings
+    assert live.udp_settings(Route(LOCAL, LOCAL, Verdict.DROP)) is None
+    assert live.udp_settings(Route(Verdict.DROP, Verdict.DROP, Verdict.DROP)) is None

@@ -3,52 +3,65 @@
 from builders import endpoint, endpoint_port, endpoint_slice, named, plan_settings, service, service_port
 from hypothesis import given
 from hypothesis import strategies as st
-from plan_driver import build, build_state
+from plan_driver import build, build_state, changes_of
 
 from userspace_proxy.model.changes import Changes
 from userspace_proxy.model.endpoint import EndpointSlice
+from userspace_proxy.model.endpoint_slices import merge_endpoints
 from userspace_proxy.model.names import Family, NamespacedName, Protocol
-from userspace_proxy.model.service_port import Balance, Service, TrafficPolicy
-from userspace_proxy.plan.claims import claim_of
-from userspace_proxy.plan.state import DesiredState, FrontendKind, PlanSettings, SourceClass, Verdict
+from userspace_proxy.model.service_port import Balance, Service, TrafficPolicy, UdpBalance
+from userspace_proxy.plan.claims import claim_of, find_loop
+from userspace_proxy.plan.state import Backend, DesiredState, FrontendKind, PlanSettings, SourceClass, Verdict
 
 # Few names, addresses and ports, so that Services collide and endpoints are Frontends again and again.
 _NAMES = st.sampled_from([named(f"shop/{x}") for x in "abc"])
 _ADDRESSES = ["10.96.0.1", "10.96.0.2", "127.0.0.1", "192.0.2.1"]
 _PORTS = [80, 81, 30080]
 _OUTER = st.sampled_from([[], [], ["10.96.0.1"], ["192.0.2.1", "fd00::9"]])
+_SERVED = st.sampled_from(["TCP", "UDP", "TCP UDP", "UDP TCP SCTP"])
 _SERVICES = st.builds(
-    lambda name, addresses, number, node_port, balance, outer, policies: service(
+    lambda name, protocols, addresses, number, node_port, balance, outer, policies, udp: service(
         str(name),
-        service_port("http", number, node_port=node_port),
+        *(service_port(f"p-{one}", number, node_port=node_port, protocol=Protocol(one)) for one in protocols.split()),
         cluster_ips=addresses,
         balance=balance,
         external_ips=outer[0],
         load_balancer_ips=outer[1],
         internal_policy=policies[0],
         external_policy=policies[1],
+        udp_balance=udp[0],
+        udp_idle_timeout_s=udp[1],
     ),
     _NAMES,
+    _SERVED,
     st.sampled_from([["10.96.0.1"], ["10.96.0.2"], ["fd00::1"], ["10.96.0.1", "fd00::1"]]),
     st.sampled_from(_PORTS),
     st.sampled_from([None, *_PORTS]),
     st.sampled_from([None, *Balance]),
     st.tuples(_OUTER, _OUTER),
     st.tuples(st.sampled_from(TrafficPolicy), st.sampled_from(TrafficPolicy)),
+    st.tuples(st.sampled_from(UdpBalance), st.sampled_from([None, 5.0])),
+)
+_CONDITIONS = st.sampled_from(
+    [
+        {},
+        {"ready": False, "terminating": True},
+        {"ready": False},
+        {"ready": False, "serving": False},
+        {"serving": False},
+    ]
 )
 _SLICES = st.builds(
-    lambda i, owner, members, number: endpoint_slice(
+    lambda i, owner, members, protocols, number: endpoint_slice(
         f"shop/s{i}",
-        *(
-            endpoint(address, ready=ready, terminating=not ready, node_name=node_name)
-            for address, ready, node_name in members
-        ),
+        *(endpoint(address, node_name=node_name, **conditions) for address, conditions, node_name in members),
         service=str(owner),
-        ports=[endpoint_port(port=number)],
+        ports=[endpoint_port(f"p-{one}", number, Protocol(one)) for one in protocols.split()],
     ),
     st.integers(min_value=0, max_value=3),
     _NAMES,
-    st.lists(st.tuples(st.sampled_from(_ADDRESSES), st.booleans(), st.sampled_from(["here", "there"])), max_size=3),
+    st.lists(st.tuples(st.sampled_from(_ADDRESSES), _CONDITIONS, st.sampled_from(["here", "there"])), max_size=3),
+    _SERVED,
     st.sampled_from(_PORTS),
 )
 _REMOVALS = st.one_of(
@@ -98,11 +111,35 @@ def test_build_never_gives_one_place_twice_nor_dials_a_place_it_serves(
     held = [claim_of(one) for plan in plans for one in plan.frontends]
     assert len(set(held)) == len(held)
     assert {claim_of(one) for plan in plans for one in plan.denied} <= set(held)
-    for plan in plans:
-        for one in (x for members in plan.pools.values() for x in members.backends):
-            assert (one.address, one.port, Protocol.TCP) not in held
+    for key, members in (item for plan in plans for item in plan.pools.items()):
+        protocol = key.service_port.protocol
+        for one in (*members.backends, *(members.udp.serving if members.udp else ())):
+            assert (one.address, one.port, protocol) not in held
             if one.address.is_loopback or one.address in settings.sources.local_addresses:
-                assert (Family.IPV4, one.port, Protocol.TCP) not in held
+                assert (Family.IPV4, one.port, protocol) not in held
+
+
+@given(objects=st.lists(st.one_of(_SERVICES, _SLICES), max_size=12), settings=_SETTINGS)
+def test_f_1_all_pools_of_a_udp_port_have_the_same_endpoints_serving(
+    objects: list[Service | EndpointSlice], settings: PlanSettings
+) -> None:
+    """Backends and those that serve besides: whatever Pool a flow is of, it goes on at the same places."""
+    changes = changes_of(*objects)
+    state = build(*objects, settings=settings)
+    local_addresses = settings.sources.local_addresses
+    for name, plan in state.services.items():
+        for key, one in plan.pools.items():
+            assert (one.udp is not None) is (key.service_port.protocol is Protocol.UDP)
+            if one.udp is None:
+                continue
+            assert one.udp.serving.isdisjoint(one.backends)
+            serving = {
+                Backend(member.endpoint.address, member.port)
+                for member in merge_endpoints(changes.slices_of(name), key.service_port, key.family)
+                if member.endpoint.serving or member.endpoint.ready
+            }
+            loops = {found for found in serving if find_loop(found, Protocol.UDP, state.index.claims, local_addresses)}
+            assert {*one.udp.serving, *one.backends} == serving - loops
 
 
 @given(objects=st.lists(st.one_of(_SERVICES, _SLICES), max_size=12), settings=_SETTINGS)

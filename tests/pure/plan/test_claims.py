@@ -6,6 +6,8 @@ import pytest
 from attrs import evolve
 from builders import (
     backend,
+    endpoint_port,
+    endpoint_slice,
     frontend,
     named,
     node_port_frontend,
@@ -14,6 +16,7 @@ from builders import (
     route,
     service,
     service_port,
+    udp_settings,
 )
 
 from userspace_proxy.model.names import Family, NamespacedName, Protocol
@@ -44,9 +47,14 @@ _SETTINGS = plan_settings()
 
 
 def _plan(
-    *, frontends: Iterable[Frontend] = (), denied: Iterable[Frontend] = (), backends: str = "", refused: str = ""
+    *,
+    frontends: Iterable[Frontend] = (),
+    denied: Iterable[Frontend] = (),
+    backends: str = "",
+    refused: str = "",
+    serving: str = "",
 ) -> ServicePlan:
-    members = pool(*backends.split())
+    members = pool(*backends.split(), udp=udp_settings(*serving.split()) if serving else None)
     return ServicePlan(
         {one: route() for one in frontends},
         {members.key: members},
@@ -54,6 +62,11 @@ def _plan(
         tuple(denied),
         tuple(backend(one) for one in refused.split()),
     )
+
+
+def _rank(one: Frontend) -> int:
+    """Return the rank of those who ask for it: that of a cluster address, or of a NodePort."""
+    return {FrontendKind.CLUSTER_IP: 0, FrontendKind.NODE_PORT: 3}[one.kind]
 
 
 def _wanted(asked: Service, settings: PlanSettings = _SETTINGS) -> list[str]:
@@ -82,6 +95,13 @@ def test_wanted_frontends_are_by_port_then_family_then_kind() -> None:
         "http cluster-ip [fd00::a]:80/TCP",
         "http external-ip [2001:db8:7::7]:80/TCP",
         "http node-port *:30080/TCP (IPv6)",
+        "dns cluster-ip 10.96.0.10:53/UDP",
+        "dns external-ip 203.0.113.7:53/UDP",
+        "dns load-balancer 203.0.113.8:53/UDP",
+        "dns node-port *:30053/UDP (IPv4)",
+        "dns cluster-ip [fd00::a]:53/UDP",
+        "dns external-ip [2001:db8:7::7]:53/UDP",
+        "dns node-port *:30053/UDP (IPv6)",
         "alt cluster-ip 10.96.0.10:81/TCP",
         "alt external-ip 203.0.113.7:81/TCP",
         "alt load-balancer 203.0.113.8:81/TCP",
@@ -158,6 +178,32 @@ def test_d_4_node_port_comes_after_other_addresses_at_one_place() -> None:
     ]
 
 
+def test_d_4_tcp_and_udp_may_share_a_number() -> None:
+    """One number for TCP and UDP, as for DNS, is two Frontends at every kind of address."""
+    asked = service(
+        "shop/web",
+        service_port("dns", 53, node_port=30053, protocol=Protocol.UDP),
+        service_port("dns-tcp", 53, node_port=30053),
+        external_ips=["203.0.113.7"],
+        load_balancer_ips=["203.0.113.8"],
+    )
+    places = ["cluster-ip 10.96.0.10:53", "external-ip 203.0.113.7:53", "load-balancer 203.0.113.8:53"]
+    assert _wanted(asked) == [
+        *(f"dns {one}/UDP" for one in places),
+        "dns node-port *:30053/UDP (IPv4)",
+        *(f"dns-tcp {one}/TCP" for one in places),
+        "dns-tcp node-port *:30053/TCP (IPv4)",
+    ]
+
+
+@pytest.mark.parametrize(("protocol", "kept"), [(Protocol.UDP, 1), (Protocol.TCP, 2)])
+def test_wanted_frontends_give_way_to_own_endpoints_of_their_protocol_alone(protocol: Protocol, kept: int) -> None:
+    """A program that has the place over TCP does not answer what comes over UDP."""
+    asked = service("shop/web", service_port("dns", 53, protocol=Protocol.UDP), external_ips=["192.0.2.1"])
+    own = endpoint_slice("shop/web-1", "192.0.2.1", ports=[endpoint_port("dns", 53, protocol)])
+    assert len(wanted_frontends(asked, [own], _SETTINGS)) == kept
+
+
 _LOCAL = frozenset({backend("192.0.2.1:1").address, backend("[2001:db8::1]:1").address})
 _CLAIMS: dict[Claim, tuple[Holder, ...]] = {
     claim_of(frontend("10.96.0.10:80")): ((0, _A), (0, _B)),
@@ -190,8 +236,13 @@ def test_find_loop_knows_addresses_and_node_ports_at_this_node(one: str, holder:
 
 
 def test_find_loop_other_protocol_is_no_loop() -> None:
-    """A UDP endpoint at a TCP Frontend is somebody else."""
+    """A UDP endpoint at a TCP Frontend is somebody else, and the other way round."""
     assert find_loop(backend("10.96.0.10:80"), Protocol.UDP, _CLAIMS, _LOCAL) is None
+    assert find_loop(backend("192.0.2.1:30080"), Protocol.UDP, _CLAIMS, _LOCAL) is None
+    udp = frontend("10.96.0.10:53", protocol=Protocol.UDP)
+    claims = _CLAIMS | {claim_of(udp): ((0, _B),)}
+    assert find_loop(backend("10.96.0.10:53"), Protocol.UDP, claims, _LOCAL) == _B
+    assert find_loop(backend("10.96.0.10:53"), Protocol.TCP, claims, _LOCAL) is None
 
 
 def test_update_claims_without_a_move_keeps_the_mapping() -> None:
@@ -243,6 +294,24 @@ def test_update_claims_names_all_whose_plan_depends_on_a_new_owner(
     assert index.claims == kept
 
 
+@pytest.mark.parametrize(
+    ("tcp", "udp"),
+    [
+        (_VIP, frontend("10.96.0.10:80", protocol=Protocol.UDP)),
+        (node_port_frontend(), node_port_frontend(protocol=Protocol.UDP)),
+    ],
+)
+def test_update_claims_of_one_number_are_apart_by_protocol(tcp: Frontend, udp: Frontend) -> None:
+    """Two Services have the same place, each in its protocol; when one goes, the other hears nothing."""
+    claims, concerned = update_claims(PlanIndex(), {}, {_A: [tcp], _B: [udp]})
+    assert claims == {claim_of(tcp): ((_rank(tcp), _A),), claim_of(udp): ((_rank(udp), _B),)}
+    assert concerned == {_A, _B}
+    plans = {_A: _plan(frontends=[tcp]), _B: _plan(frontends=[udp])}
+    left, concerned = update_claims(PlanIndex(claims=claims), plans, {_A: []})
+    assert left == {claim_of(udp): ((_rank(udp), _B),)}
+    assert concerned == {_A}
+
+
 @pytest.mark.parametrize("kind", [FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER, FrontendKind.NODE_PORT])
 def test_update_claims_gives_a_cluster_address_to_nobody_who_writes_it_down(kind: FrontendKind) -> None:
     """Whoever has it as a cluster address keeps it, whatever the names; it goes to the other one when that one goes."""
@@ -289,6 +358,17 @@ def test_update_neighbours_counts_refused_backends_and_local_addresses() -> None
     }
 
 
+def test_f_1_update_neighbours_counts_backends_that_serve_still() -> None:
+    """When a Frontend comes to be where flows still go, the Service must hear of it."""
+    plans = {_A: _plan(backends="10.0.1.1:53", serving="10.0.2.1:53 192.0.2.1:53")}
+    assert update_neighbours(PlanIndex(), {}, plans, plans, _LOCAL) == {
+        bytes([10, 0, 1]): {_A},
+        bytes([10, 0, 2]): {_A},
+        bytes([192, 0, 2]): {_A},
+        b"": {_A},
+    }
+
+
 def test_update_neighbours_forgets_and_adds_only_what_moved() -> None:
     """The index before is left as it was, and one that stays right is not copied."""
     before = {_A: _plan(backends="10.0.1.1:80 10.0.2.1:80"), _B: _plan(backends="10.0.1.2:80")}
@@ -332,8 +412,8 @@ def test_claim_of_frontends_of_two_services_at_one_place_is_one() -> None:
     """Whose it is does not matter; address, port, protocol and family do."""
     assert claim_of(frontend("10.96.0.10:80", "shop/a:x")) == claim_of(frontend("10.96.0.10:80", "shop/b:y"))
     assert claim_of(node_port_frontend(1, "shop/a:x")) == claim_of(node_port_frontend(1, "shop/b:y"))
-    udp = evolve(_VIP, service_port=evolve(_VIP.service_port, protocol=Protocol.UDP))
-    others = [_VIP, udp, frontend("10.96.0.10:81"), frontend("[fd00::a]:80")]
+    others = [_VIP, frontend("10.96.0.10:81"), frontend("[fd00::a]:80")]
+    others += [frontend("10.96.0.10:80", protocol=Protocol.UDP), node_port_frontend(80, protocol=Protocol.UDP)]
     others += [node_port_frontend(80), node_port_frontend(80, family=Family.IPV6)]
     assert len({claim_of(one) for one in others}) == len(others)
 

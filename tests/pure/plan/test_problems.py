@@ -23,18 +23,17 @@ from userspace_proxy.model.service_port import TrafficPolicy
 _CLUSTER, _LOCAL = TrafficPolicy.CLUSTER, TrafficPolicy.LOCAL
 
 
-@pytest.mark.parametrize("protocol", [Protocol.UDP, Protocol.SCTP])
 @pytest.mark.parametrize("origin", ["", "shop.yaml"])
-def test_problem_port_of_an_unserved_protocol_warns_and_leaves_the_others(protocol: Protocol, origin: str) -> None:
+def test_f_7_port_of_an_unserved_protocol_warns_and_leaves_the_others(origin: str) -> None:
     """It has no Frontend and no Pool; the sentence names the port, and a cluster gets it as an Event."""
     plan = plan_of(
-        service("shop/web", service_port(), service_port("dns", 53, protocol=protocol), origin=origin),
+        service("shop/web", service_port(), service_port("sig", 5060, protocol=Protocol.SCTP), origin=origin),
         endpoint_slice("shop/web-1", "10.0.1.1"),
     )
     assert plan.frontends == (frontend(),)
     assert list(plan.pools) == [pool_key()]
-    assert plan.unserved == (service_port_name("shop/web:dns", protocol),)
-    text = f"port dns (53/{protocol}) is not served, as this release serves TCP only"
+    assert plan.unserved == (service_port_name("shop/web:sig", Protocol.SCTP),)
+    text = "port sig (5060/SCTP) is not served, as this release serves TCP and UDP only"
     assert plan.problems == (
         Problem(Severity.WARNING, "Service shop/web", "spec.ports", text, origin, "ProtocolNotServed"),
     )
@@ -42,8 +41,10 @@ def test_problem_port_of_an_unserved_protocol_warns_and_leaves_the_others(protoc
 
 def test_problem_unnamed_port_of_an_unserved_protocol_is_named_by_its_number() -> None:
     """A port without a name still has a number."""
-    plan = plan_of(service("shop/web", service_port("", 53, protocol=Protocol.UDP)), endpoint_slice("shop/web-1"))
-    assert problem_texts(plan) == ["warning spec.ports: port 53/UDP is not served, as this release serves TCP only"]
+    plan = plan_of(service("shop/web", service_port("", 5060, protocol=Protocol.SCTP)), endpoint_slice("shop/web-1"))
+    assert problem_texts(plan) == [
+        "warning spec.ports: port 5060/SCTP is not served, as this release serves TCP and UDP only"
+    ]
 
 
 def test_problem_service_without_slices_warns_with_the_label_that_is_missing() -> None:
@@ -173,6 +174,21 @@ def test_problem_node_port_of_another_service_names_the_owner() -> None:
     assert problem_texts(plan) == [f"error spec.ports: {text}"]
 
 
+def test_problem_node_port_of_the_other_protocol_is_no_conflict() -> None:
+    """TCP and UDP each have all the numbers, for NodePorts and at a shared address alike."""
+    state = build(
+        service("shop/a", service_port(node_port=30080), cluster_ips=["10.96.0.1"], external_ips=["192.0.2.99"]),
+        service(
+            "shop/b",
+            service_port(node_port=30080, protocol=Protocol.UDP),
+            cluster_ips=["10.96.0.2"],
+            external_ips=["192.0.2.99"],
+        ),
+    )
+    assert [plan.problems for plan in state.services.values()] == [(), ()]
+    assert [len(plan.frontends) for plan in state.services.values()] == [3, 3]
+
+
 def test_problem_endpoint_that_is_a_frontend_names_the_service_there() -> None:
     """The sentence says why it is not used; a cluster gets it as an Event."""
     plan = plan_of(
@@ -181,7 +197,7 @@ def test_problem_endpoint_that_is_a_frontend_names_the_service_there() -> None:
         service("shop/api", cluster_ips=["10.96.0.20"]),
     )
     text = (
-        "the endpoint 10.96.0.20:80 is where this proxy serves Service shop/api, so a connection to it would come "
+        "the endpoint 10.96.0.20:80/TCP is where this proxy serves Service shop/api, so a connection to it would come "
         "back here; it is not used; name the address and port of the program that answers"
     )
     assert plan.problems == (Problem(Severity.ERROR, "Service shop/web", "", text, "", "EndpointLoop"),)
@@ -189,5 +205,5 @@ def test_problem_endpoint_that_is_a_frontend_names_the_service_there() -> None:
 
 def test_problem_many_problems_of_one_service_are_folded() -> None:
     """Fifty ports of an unserved protocol are told in eleven Problems."""
-    ports = [service_port(f"p{i}", 1000 + i, protocol=Protocol.UDP) for i in range(50)]
+    ports = [service_port(f"p{i}", 1000 + i, protocol=Protocol.SCTP) for i in range(50)]
     assert len(plan_of(service("shop/web", *ports)).problems) == 11
