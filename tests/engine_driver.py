@@ -1,25 +1,38 @@
-"""The engine with its listeners, driven under trio: the proxy between two ``peers``. Entry point: ``open_proxy``."""
+"""The engine with its listeners: the proxy between two ``peers`` or ``udp_peers``.
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+Entry points: ``open_proxy`` (driven under trio), ``stepped_proxy`` (moves only when told to, on a virtual clock).
+"""
+
+import errno
+import os
+import select
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from random import Random
 from time import monotonic
 
 import trio
 from builders import listener_key, pool_key, route
+from udp_peers import flush_loopback
 
 from userspace_proxy.balance.close_reason import CloseReason
-from userspace_proxy.config import RelayLimits
+from userspace_proxy.config import FlowLimits, RelayLimits
 from userspace_proxy.control.engine_loop import run_engine
-from userspace_proxy.dataplane.counters import ServiceCounters
+from userspace_proxy.dataplane.counters import FlowCounters, ServiceCounters
 from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.listener_set import ListenerSet
-from userspace_proxy.model.names import Protocol, family_of
+from userspace_proxy.dataplane.tcp_listener import TcpListener
+from userspace_proxy.dataplane.udp_flow import UdpFlow
+from userspace_proxy.dataplane.udp_listener import UdpListener
+from userspace_proxy.model.names import Family, Protocol, family_of
 from userspace_proxy.model.service_port import Balance
-from userspace_proxy.plan.state import Backend, ListenerKey, ListenerSpec, Pool, PoolKey, Route
+from userspace_proxy.plan.state import Backend, ListenerKey, ListenerSpec, Pool, PoolKey, Route, UdpSettings
 
 WEB = "shop/web:http"
+DNS = "shop/dns:dns"
+"""The ServicePort of UDP, unless a test names another one."""
 DEADLINE_S = 30.0
 _REASONS = {reason.value: reason for reason in CloseReason}
 
@@ -47,13 +60,17 @@ class Proxy:
     """An Engine with a ListenerSet."""
 
     def __init__(
-        self, limits: RelayLimits, clock: Callable[[], float], report_bug: Callable[[Exception], None]
+        self,
+        limits: RelayLimits,
+        flow_limits: FlowLimits,
+        clock: Callable[[], float],
+        report_bug: Callable[[Exception], None],
     ) -> None:
         """Create the engine; nothing runs yet."""
         self.clock = clock
         self._after_turn = trio.lowlevel.ParkingLot()
         self.engine = Engine(clock, report_bug)
-        self.listeners = ListenerSet(self.engine, limits, Random(0).random)  # noqa: S311
+        self.listeners = ListenerSet(self.engine, limits, flow_limits, Random(0).random)  # noqa: S311
 
     def set_pool(
         self, *backends: Backend, name: str = WEB, host: str = "127.0.0.1", affinity_timeout_s: int | None = None
@@ -77,16 +94,70 @@ class Proxy:
         self.open_all()
         return self.address(key)
 
+    def tcp_listener(self) -> TcpListener:
+        """Return the only listener that is open, one of TCP."""
+        (listener,) = self.listeners._open.values()
+        assert isinstance(listener, TcpListener)
+        return listener
+
     def open_all(self) -> None:
         """Open and close what is to be, which must not fail."""
         assert not self.listeners.open_missing(retry=False)
 
     def address(self, key: ListenerKey) -> tuple[str, int]:
         """Return where a listener that is open listens."""
-        sock = self.listeners._open[key].sock
-        assert sock is not None
-        host, port = sock.getsockname()[:2]
+        listener = self.listeners._open[key]
+        if isinstance(listener, UdpListener):
+            return listener.place
+        assert listener.sock is not None
+        host, port = listener.sock.getsockname()[:2]
         return host, port
+
+    def set_udp_pool(
+        self,
+        *backends: Backend,
+        name: str = DNS,
+        family: Family = Family.IPV4,
+        udp: UdpSettings = UdpSettings(),  # noqa: B008 - frozen
+        affinity_timeout_s: int | None = None,
+    ) -> PoolKey:
+        """Put the Pool of a ServicePort of UDP in force; return its key."""
+        key = pool_key(name, family=family, protocol=Protocol.UDP)
+        self.listeners.apply_pool(Pool(key, backends, Balance.ROUND_ROBIN, affinity_timeout_s, udp))
+        self.open_all()
+        return key
+
+    def serve_udp(
+        self,
+        *backends: Backend,
+        name: str = DNS,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        udp: UdpSettings = UdpSettings(),  # noqa: B008 - frozen
+        affinity_timeout_s: int | None = None,
+    ) -> tuple[str, int]:
+        """Open a UDP listener, on a free port unless it is given; return where clients of this host reach it."""
+        family = family_of(ip_address(host))
+        pool = self.set_udp_pool(*backends, name=name, family=family, udp=udp, affinity_timeout_s=affinity_timeout_s)
+        key = udp_listener_key(name, family)
+        self.listeners.apply_listener(ListenerSpec(key, ip_address(host), port), route(pool))
+        self.open_all()
+        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+        return loopback.get(host, host), self.address(key)[1]
+
+    def flow_counters(self, name: str = DNS) -> FlowCounters:
+        """Return the counters of a ServicePort of UDP, up to date."""
+        self.listeners.report()
+        return self.engine.counters.udp_services[name]
+
+    def udp_listeners(self) -> list[UdpListener]:
+        """Return the UDP listeners, the retired ones too."""
+        listeners = (*self.listeners._open.values(), *self.listeners._retired.values())
+        return [listener for listener in listeners if isinstance(listener, UdpListener)]
+
+    def flows(self) -> list[UdpFlow]:
+        """Return all flows, listener by listener."""
+        return [flow for listener in self.udp_listeners() for flow in listener.flows]
 
     def counters(self, name: str = WEB) -> ServiceCounters:
         """Return the counters of a ServicePort."""
@@ -100,6 +171,12 @@ class Proxy:
         """Do what there is to do right now."""
         while self.engine.poll(0):
             pass
+
+    def pass_on(self) -> None:
+        """Do what there is to do until no datagram is under way on the loopback interface."""
+        flush_loopback()
+        while self.engine.poll(0):
+            flush_loopback()
 
     def advance(self, seconds: float) -> None:
         """Let virtual time pass, and do what is due at the moment it is due."""
@@ -139,9 +216,13 @@ class Proxy:
         await self.until(lambda: not self.listeners.open_relays)
 
     def assert_nothing_left(self) -> None:
-        """Fail if an ended connection has left something behind."""
-        open_sockets = {listener.sock.fileno() for listener in self.listeners._open.values() if listener.sock}
-        assert set(self.engine.handlers) == open_sockets
+        """Fail if an ended connection or flow has left something behind."""
+        tcp = [listener for listener in self.listeners._open.values() if not isinstance(listener, UdpListener)]
+        tcp_sockets = {listener.sock.fileno() for listener in tcp if listener.sock}
+        udp_sockets = {listener._sock.fileno() for listener in self._open_udp_listeners() if listener._sock}
+        assert set(self.engine.handlers) == tcp_sockets | udp_sockets
+        assert not self.listeners.open_flows
+        self.assert_flows_consistent()
         assert not self.listeners.open_relays
         assert self.engine.pipes._open == len(self.engine.pipes._spare)
         assert all(not pipe.level for pipe in self.engine.pipes._spare)
@@ -151,23 +232,95 @@ class Proxy:
             service.connections == sum(service.closed.values()) for service in self.engine.counters.services.values()
         )
 
+    def assert_flows_consistent(self) -> None:
+        """Fail unless all that is written down about the flows agrees."""
+        flows = self.flows()
+        assert len(set(flows)) == len(flows) == self.listeners.open_flows
+        assert set(self.listeners._flows) == set(flows)
+        for listener in self.udp_listeners():
+            assert list(listener.flows.current) == [flow.key for flow in listener.flows.current.values()]
+            assert all(flow.detached_s is None for flow in listener.flows.current.values())
+            assert all(flow.detached_s is not None for flow in listener.flows._lingering)
+        handlers = self.engine.handlers
+        assert {handler for handler in handlers.values() if isinstance(handler, UdpFlow)} == set(flows)
+        assert all(handlers[flow.sock.fileno()] is flow for flow in flows)
+        open_now = Counter(flow.member for flow in flows)
+        assert all(flow.member.open == open_now[flow.member] for flow in flows)
+        for name, key in {(str(key.service_port), key) for key, _ in self.listeners.pools()}:
+            known = {member for other, live in self.listeners.pools() for member in live.known if other == key}
+            if key.service_port.protocol is Protocol.UDP:
+                assert sum(member.open for member in known) == sum(open_now[member] for member in known), name
+        by_service = Counter(str(flow.listener.spec.key.service_port) for flow in flows)
+        for name, counters in self.engine.counters.udp_services.items():
+            assert counters.active == by_service[name]
+            assert counters.flows == sum(counters.ended.values()) + counters.active
+
+    def _open_udp_listeners(self) -> Iterator[UdpListener]:
+        """Iterate over those that clients can reach."""
+        return (listener for listener in self.udp_listeners() if not listener.is_retired)
+
     def close(self) -> None:
         """Close everything."""
         self.listeners.close_listeners()
         self.listeners.abort_relays()
+        self.listeners.close_flows()
         self.engine.close()
+
+
+class FullEpoll:
+    """An epoll of a kernel that watches no more than so many descriptors (epoll(7), max_user_watches)."""
+
+    def __init__(self, epoll: select.epoll, room: int) -> None:
+        self._epoll = epoll
+        self.room = room
+        self.poll, self.close, self.unregister = epoll.poll, epoll.close, epoll.unregister
+
+    def register(self, fd: int, events: int) -> None:
+        """Watch a descriptor while there is room."""
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.room -= 1
+        self._epoll.register(fd, events)
+
+
+def fill_epoll(proxy: Proxy, room: int) -> FullEpoll:
+    """Have the engine's epoll take only so many more descriptors."""
+    full = FullEpoll(proxy.engine._epoll, room)
+    proxy.engine._epoll = full  # type: ignore[assignment]
+    return full
+
+
+def udp_listener_key(name: str = DNS, family: Family = Family.IPV4) -> ListenerKey:
+    """Return the key of the listener of a ServicePort of UDP."""
+    return listener_key(name, family=family, protocol=Protocol.UDP)
+
+
+@contextmanager
+def stepped_proxy(
+    flow_limits: FlowLimits = FlowLimits(),  # noqa: B008 - frozen
+    *,
+    report_bug: Callable[[Exception], None] = raise_bug,
+) -> Iterator[Proxy]:
+    """Yield a Proxy on a VirtualClock that moves only when told to, and needs no event loop."""
+    proxy = Proxy(RelayLimits(), flow_limits, VirtualClock(), report_bug)
+    try:
+        yield proxy
+        proxy.assert_flows_consistent()
+    finally:
+        proxy.close()
 
 
 @asynccontextmanager
 async def open_proxy(
     limits: RelayLimits = RelayLimits(),  # noqa: B008 - frozen
     *,
+    flow_limits: FlowLimits = FlowLimits(),  # noqa: B008 - frozen
     clock: Callable[[], float] = monotonic,
     report_bug: Callable[[Exception], None] = raise_bug,
     driven: bool = True,
 ) -> AsyncIterator[Proxy]:
     """Yield a running Proxy, for a limited time; with ``driven`` false it moves only when ``settle`` is called."""
-    proxy = Proxy(limits, clock, report_bug)
+    proxy = Proxy(limits, flow_limits, clock, report_bug)
     try:
         with trio.fail_after(DEADLINE_S):
             async with trio.open_nursery() as nursery:

@@ -59,6 +59,20 @@ class RelayLimits:
 
 
 @frozen
+class FlowLimits:
+    """What bounds the UDP flows."""
+
+    idle_timeout_s: float = 60.0
+    """Seconds without a datagram in either direction after which a flow ends, for Services whose annotation does not
+    say. Envoy's default; well above what a slow DNS answer takes."""
+    max_flows: int = 8192
+    """Flows of one Listener; one more ends the one that was silent for longest. Arbitrary."""
+    max_total_flows: int | None = None
+    """The same for all Listeners together; None: half of the descriptors that the process may have open, or half of the
+    local ports of the node, whichever is less."""
+
+
+@frozen
 class ApiAccess:
     """Which API server, with which credentials, and which of its Services."""
 
@@ -116,6 +130,7 @@ class Config:
     balance: Balance = Balance.ROUND_ROBIN
     """For Services without the annotation ``userspace-proxy.io/balance``."""
     limits: RelayLimits = RelayLimits()
+    flow_limits: FlowLimits = FlowLimits()
     drain_timeout_s: float = 30.0
     """Seconds that open connections get to end after the first SIGTERM or SIGINT."""
     loopback_range: IPv4Network = LOOPBACK_RANGE

@@ -42,6 +42,13 @@ def test_config_default_time_outs_let_a_second_dial_have_its_turn() -> None:
     assert (limits.idle_timeout_s, limits.half_closed_timeout_s, limits.max_connections) == (None, None, None)
 
 
+def test_config_default_of_udp_outlasts_a_slow_answer() -> None:
+    """A resolver gives an answer up after 5 s, and asks again; each flow is a descriptor, so there is a cap."""
+    limits = _CONFIG.flow_limits
+    assert limits.idle_timeout_s >= 2 * 5
+    assert limits.max_flows > 0
+
+
 def test_config_cannot_be_changed() -> None:
     """What a run was told stays true for all of it."""
     with pytest.raises(FrozenInstanceError):

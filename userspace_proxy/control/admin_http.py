@@ -25,7 +25,7 @@ from userspace_proxy.control.counters import ControlCounters
 from userspace_proxy.dataplane.socket_holders import describe_holder
 from userspace_proxy.dataplane.sockets import AF, errno_name
 from userspace_proxy.errors import ConfigError
-from userspace_proxy.model.names import IPAddress, family_of
+from userspace_proxy.model.names import IPAddress, Protocol, family_of
 
 LOG = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ async def _open_when_free(address: SocketAddress) -> trio.socket.SocketType:
 def _bind_failure(error: OSError, address: SocketAddress) -> str:
     """Return why an address cannot be bound, in words; looks for the process that holds it, which takes a while."""
     if error.errno == errno.EADDRINUSE:
-        return f"in use by {describe_holder(*address) or 'a process that is not visible from here'}"
+        return f"in use by {describe_holder(*address, Protocol.TCP) or 'a process that is not visible from here'}"
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine does not have the address"
     return os.strerror(error.errno or 0)

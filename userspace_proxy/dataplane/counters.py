@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
+from userspace_proxy.balance.flow_outcome import DropReason, FlowEnd
 from userspace_proxy.model.names import Protocol
 
 DIAL_DURATION_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -60,11 +61,32 @@ class ServiceCounters:
 
 
 @define(eq=False)
+class FlowCounters:
+    """What happened to the flows and datagrams of one UDP ServicePort."""
+
+    flows: int = 0
+    """Created."""
+    active: int = 0
+    """Open now, those too that only wait for late answers."""
+    ended: dict[FlowEnd, int] = field(factory=lambda: defaultdict(int))
+    datagrams_to_backend: int = 0
+    datagrams_to_client: int = 0
+    bytes_to_backend: int = 0
+    bytes_to_client: int = 0
+    resent: int = 0
+    """Datagrams sent once more, to another Backend, as the first one refused them."""
+    dropped: dict[DropReason, int] = field(factory=lambda: defaultdict(int))
+    """Datagrams of either direction that were not delivered."""
+
+
+@define(eq=False)
 class EngineCounters:
     """All counters of one engine."""
 
     services: dict[tuple[str, Protocol], ServiceCounters] = field(factory=lambda: defaultdict(ServiceCounters))
     """By (``namespace/name:port``, protocol). Delete an entry when its last Listener is gone: its series end then."""
+    udp_services: dict[str, FlowCounters] = field(factory=lambda: defaultdict(FlowCounters))
+    """By ``namespace/name:port``; as ``services``, for UDP."""
     accept_pauses: dict[str, int] = field(factory=lambda: defaultdict(int))
     """By symbolic name of the errno, as ``EMFILE``."""
     dial_duration: Histogram = field(factory=lambda: Histogram(DIAL_DURATION_BOUNDS_S))

@@ -16,7 +16,7 @@ Rules for handlers, which keep a busy engine fair and correct:
 import select
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import Protocol
 
@@ -48,6 +48,7 @@ class Engine:
 
     __slots__ = (
         "_again",
+        "_at_end",
         "_clock",
         "_closing",
         "_epoll",
@@ -72,6 +73,7 @@ class Engine:
         self._clock = clock
         self._report_bug = report_bug
         self._again: deque[Handler] = deque()
+        self._at_end: list[Callable[[], None]] = []
         self._closing: list[socket.SocketType] = []
         self.handlers: dict[int, Handler] = {}
         self.timers = Timers()
@@ -97,6 +99,10 @@ class Engine:
         self._epoll.register(fd, events)
         self.handlers[fd] = handler
 
+    def look_at_clock(self) -> None:
+        """Bring ``now_s`` up to date; for callers outside ``poll``, which does it for each batch of events."""
+        self.now_s = self._clock()
+
     def remove(self, fd: int) -> None:
         """Watch ``fd`` no more; needed before closing only where another process holds the same socket (epoll(7))."""
         del self.handlers[fd]
@@ -107,9 +113,24 @@ class Engine:
         self.handlers.pop(sock.fileno(), None)
         self._closing.append(sock)
 
+    def close_now(self, sock: socket.SocketType) -> None:
+        """Close a socket that ``close_later`` has taken, for another one that gets its number at once.
+
+        That one may then be called for an event of the first: it must not mind if there is nothing to do.
+        """
+        self._closing.remove(sock)
+        sock.close()
+
     def again(self, handler: Handler) -> None:
         """Call ``handler.on_event(0)`` in the next poll: it has more to do than its turn allows."""
         self._again.append(handler)
+
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Call something once, when all handlers have been called for this batch of events.
+
+        For handlers that have work which is cheaper done together.
+        """
+        self._at_end.append(callback)
 
     def wait_s(self) -> float | None:
         """Return how many seconds ``poll`` may be left alone while the descriptor is silent; None: for ever."""
@@ -132,6 +153,8 @@ class Engine:
                     handler.on_event(mask)
                 except Exception as error:  # noqa: BLE001
                     self._bug(handler, error)
+        if self._at_end:
+            self._run_at_end()
         if self._again:
             busy = True
             self._run_again()
@@ -162,8 +185,15 @@ class Engine:
             except Exception as error:  # noqa: BLE001
                 self._bug(handler, error)
 
+    def _run_at_end(self) -> None:
+        callbacks, self._at_end = self._at_end, []
+        self._run(callbacks)
+
     def _run_timers(self) -> None:
-        for callback in self.timers.take_due(self.now_s):
+        self._run(self.timers.take_due(self.now_s))
+
+    def _run(self, callbacks: Iterable[Callable[[], None]]) -> None:
+        for callback in callbacks:
             try:
                 callback()
             except Exception as error:  # noqa: BLE001

@@ -3,25 +3,32 @@
 The caller says what should be (``apply_*``, ``remove_*``, in any order) and then calls ``open_missing``, again later
 for those that failed. A listener whose Route leads nobody to a Backend is closed, so that clients are refused at once
 instead of being accepted for nothing; it comes back with the first Backend. Open connections are never touched by any
-of it, and neither are clients in the queue of a listener that stays open.
+of it, and neither are clients in the queue of a listener that stays open. Flows end with their listener, but where it
+is closed only for want of Backends, late answers still have their time.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from weakref import WeakValueDictionary
 
 from attrs import frozen
 
+from userspace_proxy.balance.flow_outcome import FlowEnd
 from userspace_proxy.balance.live_pool import LivePool
 from userspace_proxy.balance.live_pools import LivePools
-from userspace_proxy.config import RelayLimits
+from userspace_proxy.config import FlowLimits, RelayLimits
 from userspace_proxy.dataplane.counters import ServiceCounters
+from userspace_proxy.dataplane.datagram_buffers import DatagramBuffers
 from userspace_proxy.dataplane.engine import Engine
+from userspace_proxy.dataplane.flow_table import FlowTable
 from userspace_proxy.dataplane.sockets import open_listening_socket
 from userspace_proxy.dataplane.tcp_listener import TcpListener
 from userspace_proxy.dataplane.tcp_relay import TcpRelay
+from userspace_proxy.dataplane.udp_listener import UdpListener
+from userspace_proxy.dataplane.udp_sockets import open_datagram_socket
 from userspace_proxy.errors import ListenError
-from userspace_proxy.model.names import ServicePortName
+from userspace_proxy.model.names import Protocol, ServicePortName
 from userspace_proxy.plan.state import ListenerKey, ListenerSpec, Pool, PoolKey, Route, SourceAddresses
 
 MAX_HOLDERS_NAMED = 4
@@ -40,20 +47,35 @@ class _Wanted:
 class ListenerSet:
     """Owns every listening socket of the engine."""
 
-    def __init__(self, engine: Engine, limits: RelayLimits, random: Callable[[], float]) -> None:
-        """Start without listeners; ``random`` is handed to the Pools (see ``LivePool``)."""
+    def __init__(
+        self, engine: Engine, limits: RelayLimits, flow_limits: FlowLimits, random: Callable[[], float]
+    ) -> None:
+        """Start without listeners.
+
+        Args:
+            engine: Watches all sockets.
+            limits: Bounds each connection.
+            flow_limits: Bounds the flows; their number in all only if it is given here.
+            random: Is handed to the Pools (see ``LivePool``).
+        """
         self._engine = engine
         self._limits = limits
+        self._flow_limits = flow_limits
         self._pools = LivePools(random, self._count_eviction)
         self._wanted: dict[ListenerKey, _Wanted] = {}
         self._keys: defaultdict[ServicePortName, set[ListenerKey]] = defaultdict(set)
         """Those of ``_wanted``, by what they serve: its Pools are all that their Routes lead to."""
-        self._open: dict[ListenerKey, TcpListener] = {}
+        self._open: dict[ListenerKey, TcpListener | UdpListener] = {}
+        self._retired: dict[ListenerKey, UdpListener] = {}
+        """Those of ``_wanted`` that were open before and may deliver late answers still."""
         self._doubtful: dict[ListenerKey, None] = {}
         """To be opened or closed at the next opportunity, in this order, unless they are as they should be."""
         self._failed: dict[ListenerKey, None] = {}
         """Could not be opened."""
         self._relays: set[TcpRelay] = set()
+        self._buffers: DatagramBuffers | None = None
+        """None until the first UDP listener is opened."""
+        self._flows = FlowTable(flow_limits.max_total_flows or sys.maxsize)
         self._ended_counters: WeakValueDictionary[ServicePortName, ServiceCounters] = WeakValueDictionary()
         """Of ServicePorts without a listener, while connections of theirs are open."""
 
@@ -66,6 +88,11 @@ class ListenerSet:
     def open_relays(self) -> int:
         """Number of connections, those of removed listeners too."""
         return len(self._relays)
+
+    @property
+    def open_flows(self) -> int:
+        """Number of UDP flows, those too that only wait for late answers."""
+        return len(self._flows)
 
     @property
     def failed(self) -> Collection[ListenerKey]:
@@ -101,7 +128,7 @@ class ListenerSet:
         self.apply_listener(self._wanted[key].spec, route)
 
     def remove_listener(self, key: ListenerKey) -> None:
-        """Close a listener for good; its connections live on."""
+        """Close a listener for good; its connections live on, its flows end."""
         if self._wanted.pop(key, None) is None:
             return
         self._close(key)
@@ -109,6 +136,8 @@ class ListenerSet:
         self._keys[name].discard(key)
         if not self._keys[name]:
             del self._keys[name]
+            if name.protocol is Protocol.UDP:  # a port of TCP may have had the same name
+                self._engine.counters.udp_services.pop(str(name), None)
             counters = self._engine.counters.services.pop((str(name), name.protocol), None)
             if counters is not None:
                 self._ended_counters[name] = counters
@@ -124,7 +153,7 @@ class ListenerSet:
         """
         for key in list(self._doubtful):
             if not self._pools.serves(self._wanted[key].route):
-                self._close(key)
+                self._retire(key)
         outcomes: dict[ListenerKey, ListenError | None] = {}
         for key in {**self._doubtful, **(self._failed if retry else {})}:
             if key not in self._open and (retry or key not in self._failed):
@@ -142,9 +171,14 @@ class ListenerSet:
         return outcomes
 
     def close_listeners(self) -> None:
-        """Accept no more: close every listener; open connections go on."""
+        """Accept no more: close every listener; open connections go on, and late answers of flows are delivered."""
         for key in list(self._wanted):
-            self._close(key)
+            listener = self._stop(key)
+            if isinstance(listener, UdpListener):
+                self._retired[key] = listener
+                listener.stop()
+            elif listener is not None:
+                listener.close()
 
     def abort_relays(self) -> None:
         """Reset every connection."""
@@ -152,10 +186,20 @@ class ListenerSet:
             relay.abort()
         self._engine.close_waiting()
 
-    def report_bytes(self) -> None:
-        """Bring the byte counters up to date with the connections that are open."""
+    def close_flows(self) -> None:
+        """End every flow."""
+        for listener in (*self._open.values(), *self._retired.values()):
+            if isinstance(listener, UdpListener):
+                listener.close(FlowEnd.STOPPED)
+        self._engine.close_waiting()
+
+    def report(self) -> None:
+        """Bring the counters up to date with the connections and flows that are open."""
         for relay in self._relays:
             relay.listener.report_bytes(relay)
+        for listener in (*self._open.values(), *self._retired.values()):
+            if isinstance(listener, UdpListener):
+                listener.report()
 
     def relays(self) -> Iterator[TcpRelay]:
         """Iterate over the connections that are open or being dialled."""
@@ -166,8 +210,19 @@ class ListenerSet:
         return self._pools.items()
 
     def _start(self, wanted: _Wanted, *, names_holder: bool) -> None:
+        name = wanted.spec.key.service_port
+        try:
+            if name.protocol is Protocol.UDP:
+                self._start_udp(wanted, names_holder=names_holder)
+            else:
+                self._start_tcp(wanted, names_holder=names_holder)
+        except OSError as error:  # epoll_ctl(2)
+            raise ListenError(
+                f"cannot watch the listener of {name}: {error.strerror}; raise fs.epoll.max_user_watches"
+            ) from error
+
+    def _start_tcp(self, wanted: _Wanted, *, names_holder: bool) -> None:
         spec = wanted.spec
-        name = spec.key.service_port
         sock = open_listening_socket(spec, self._limits, names_holder=names_holder)
         try:
             self._open[spec.key] = TcpListener(
@@ -177,14 +232,46 @@ class ListenerSet:
                 pools=self._pools,
                 route=wanted.route,
                 limits=self._limits,
-                counters=self._counters_of(name),
+                counters=self._counters_of(spec.key.service_port),
                 relays=self._relays,
             )
-        except OSError as error:  # epoll_ctl(2)
+        except OSError:
             sock.close()
-            raise ListenError(
-                f"cannot watch the listener of {name}: {error.strerror}; raise fs.epoll.max_user_watches"
-            ) from error
+            raise
+
+    def _start_udp(self, wanted: _Wanted, *, names_holder: bool) -> None:
+        spec = wanted.spec
+        retired = self._retired.get(spec.key)
+        if retired is not None:
+            retired.release_socket()
+        try:
+            sock = open_datagram_socket(spec, names_holder=names_holder)
+        except ListenError:
+            if retired is not None:
+                retired.close(FlowEnd.ENDPOINT_GONE)
+            raise
+        try:
+            if retired is None:
+                self._open[spec.key] = UdpListener(
+                    engine=self._engine,
+                    spec=spec,
+                    sock=sock,
+                    pools=self._pools,
+                    route=wanted.route,
+                    limits=self._flow_limits,
+                    counters=self._engine.counters.udp_services[str(spec.key.service_port)],
+                    table=self._flows,
+                    buffers=self._datagram_buffers(),
+                )
+            else:
+                retired.open(sock)
+                retired.lead(wanted.route)
+                self._open[spec.key] = self._retired.pop(spec.key)
+        except OSError:
+            sock.close()
+            if retired is not None:
+                retired.close(FlowEnd.ENDPOINT_GONE)
+            raise
 
     def _counters_of(self, name: ServicePortName) -> ServiceCounters:
         """Return the counters of a ServicePort; if it was gone, and its connections were not: those they count with."""
@@ -207,9 +294,30 @@ class ListenerSet:
             listener.lead(self._wanted[key].route)
         self._doubtful[key] = None
 
+    def _datagram_buffers(self) -> DatagramBuffers:
+        if self._buffers is None:
+            self._buffers = DatagramBuffers(self._engine)
+        return self._buffers
+
+    def _retire(self, key: ListenerKey) -> None:
+        """Close a listener that may be opened again."""
+        listener = self._stop(key)
+        if isinstance(listener, UdpListener):
+            self._retired[key] = listener
+            listener.retire(FlowEnd.ENDPOINT_GONE)
+        elif listener is not None:
+            listener.close()
+
     def _close(self, key: ListenerKey) -> None:
+        """Close a listener that will not be opened again, or elsewhere."""
+        listener = self._stop(key) or self._retired.pop(key, None)
+        if isinstance(listener, UdpListener):
+            listener.close(FlowEnd.SERVICE_GONE)
+            self._engine.close_waiting()
+        elif listener is not None:
+            listener.close()
+
+    def _stop(self, key: ListenerKey) -> TcpListener | UdpListener | None:
         self._doubtful.pop(key, None)
         self._failed.pop(key, None)
-        listener = self._open.pop(key, None)
-        if listener is not None:
-            listener.close()
+        return self._open.pop(key, None)

@@ -1,4 +1,4 @@
-"""Who holds a TCP port: the name of a process for the sentence that says that a port is in use.
+"""Who holds a TCP or UDP port: the name of a process for the sentence that says that a port is in use.
 
 Blocking, and slow on a node with many processes and open files (it reads /proc/PID/fd until it finds the holder): to be
 called only after a bind has failed, and not at each retry. It sees what /proc shows to this process: without
@@ -13,20 +13,21 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import islice, takewhile
 from pathlib import Path
 
-from userspace_proxy.model.names import IPAddress
+from userspace_proxy.model.names import IPAddress, Protocol
 
 _PROC = Path("/proc")
 _LISTEN = "0A"
 """TCP_LISTEN of linux/tcp_states.h as /proc/net/tcp prints it."""
+_TABLES = {Protocol.TCP: ("net/tcp", "net/tcp6"), Protocol.UDP: ("net/udp", "net/udp6")}
 
 
-def describe_holder(address: IPAddress, port: int) -> str | None:
-    """Return who keeps us from listening on a TCP address, as ``pid 812 (nginx)``.
+def describe_holder(address: IPAddress, port: int, protocol: Protocol) -> str | None:
+    """Return who keeps us from listening on an address (TCP or UDP), as ``pid 812 (nginx)``.
 
     Where several processes share the socket it is the one with the lowest pid: the parent, as a rule. None: no
     listening socket is in the way (one that is bound but does not listen is shown nowhere), or its owner is hidden.
     """
-    inodes = {inode for held, inode in _listening_sockets(address, port) if _conflicts(held, address)}
+    inodes = {inode for held, inode in _listening_sockets(address, port, protocol) if _conflicts(held, address)}
     pid = _lowest_pid_with(inodes) if inodes else None
     return None if pid is None else f"pid {pid} ({_command_name(pid)})"
 
@@ -45,16 +46,21 @@ def _conflicts(held: IPAddress, wanted: IPAddress) -> bool:
     return held == wanted or held.is_unspecified or wanted.is_unspecified
 
 
-def _listening_sockets(wanted: IPAddress, port: int) -> Iterator[tuple[IPAddress, str]]:
-    """Yield address and inode of the sockets that listen on the port in the families that can be in the way."""
-    tables = ("net/tcp", "net/tcp6") if isinstance(wanted, IPv4Address) else ("net/tcp6",)
-    for table in tables:
+def _listening_sockets(wanted: IPAddress, port: int, protocol: Protocol) -> Iterator[tuple[IPAddress, str]]:
+    """Yield address and inode of the sockets that have the port in the families that can be in the way.
+
+    Of TCP those that listen, of UDP all: even one that is connected is in the way.
+    """
+    tables = _TABLES[protocol]
+    for table in tables if isinstance(wanted, IPv4Address) else tables[1:]:
         try:
             # The kernel lists listening sockets first (tcp_seq_start in net/ipv4/tcp_ipv4.c): no need to read on
             # through what may be a hundred thousand connections.
             with (_PROC / table).open(encoding="utf-8") as lines:
-                rows = (line.split() for line in islice(lines, 1, None))
-                for row in takewhile(lambda row: row[3] == _LISTEN, rows):
+                rows: Iterator[list[str]] = (line.split() for line in islice(lines, 1, None))
+                if protocol is Protocol.TCP:
+                    rows = takewhile(lambda row: row[3] == _LISTEN, rows)
+                for row in rows:
                     address, _, held_port = row[1].partition(":")
                     if int(held_port, 16) == port:
                         yield _parse_address(address), row[9]

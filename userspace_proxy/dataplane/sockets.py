@@ -88,7 +88,7 @@ def open_listening_socket(spec: ListenerSpec, limits: RelayLimits, *, names_hold
     try:
         sock = socket.socket(AF[family], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError as error:
-        raise ListenError(_listen_text(spec, error, names_holder=names_holder)) from error
+        raise ListenError(listen_text(spec, error, names_holder=names_holder)) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family is Family.IPV6:
@@ -99,15 +99,16 @@ def open_listening_socket(spec: ListenerSpec, limits: RelayLimits, *, names_hold
         sock.listen(limits.listen_backlog)
     except OSError as error:
         sock.close()
-        raise ListenError(_listen_text(spec, error, names_holder=names_holder)) from error
+        raise ListenError(listen_text(spec, error, names_holder=names_holder)) from error
     return sock
 
 
-def _listen_text(spec: ListenerSpec, error: OSError, *, names_holder: bool) -> str:
+def listen_text(spec: ListenerSpec, error: OSError, *, names_holder: bool) -> str:
     """Return what failed, where, why and what to do."""
     name = spec.key.service_port
     host = f"[{spec.address}]" if spec.address.version == 6 else str(spec.address)  # noqa: PLR2004
-    holder = describe_holder(spec.address, spec.port) if names_holder and error.errno == errno.EADDRINUSE else None
+    is_held = names_holder and error.errno == errno.EADDRINUSE
+    holder = describe_holder(spec.address, spec.port, name.protocol) if is_held else None
     reason = _reason(error, holder)
     return f"cannot listen on {host}:{spec.port} for {name}: {reason}"
 

@@ -17,6 +17,7 @@ from attrs import frozen
 
 from userspace_proxy.dataplane.socket_holders import describe_holder
 from userspace_proxy.errors import DemoError
+from userspace_proxy.model.names import Protocol
 from userspace_proxy.plan.state import Backend
 
 INSTANCES = 6
@@ -130,7 +131,9 @@ def _bind(at: Backend) -> socket.socket:
 
 def _refusal(at: Backend, error: OSError) -> DemoError | _InUseError:
     if error.errno == errno.EADDRINUSE:
-        return _InUseError(f"{at} is in use by {describe_holder(at.address, at.port) or 'another process'}")
+        return _InUseError(
+            f"{at} is in use by {describe_holder(at.address, at.port, Protocol.TCP) or 'another process'}"
+        )
     return DemoError(f"the demo cannot listen on {at}: {error.strerror}; is the loopback interface up (ip link)?")
 
 

@@ -323,7 +323,7 @@ async def test_report_bytes_counts_connections_that_are_still_open() -> None:
         for rounds in range(1, 4):
             await assert_answers(client)
             for _ in range(2):
-                proxy.listeners.report_bytes()
+                proxy.listeners.report()
                 counters = proxy.counters()
                 assert (counters.bytes_to_backend, counters.bytes_to_client) == (4 * rounds, 4 * rounds)
         client.close()
@@ -338,7 +338,7 @@ async def test_report_bytes_of_a_connection_without_a_backend_is_nothing() -> No
         client = await peers.connect(proxy.serve(hole.backend))
         await client.send(b"waits")
         await proxy.poll_until(lambda: proxy.listeners.open_relays)
-        proxy.listeners.report_bytes()
+        proxy.listeners.report()
         assert (proxy.counters().bytes_to_backend, proxy.counters().bytes_to_client) == (0, 0)
 
 

@@ -10,18 +10,21 @@ from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 import pytest
+from peers import own_host
 
 from userspace_proxy.dataplane.socket_holders import describe_holder
-from userspace_proxy.model.names import IPAddress
+from userspace_proxy.model.names import IPAddress, Protocol
 
 CHROOTED = """
 import os, sys
 from ipaddress import IPv4Address
 from userspace_proxy.dataplane.socket_holders import describe_holder
+from userspace_proxy.model.names import Protocol
 os.chroot(sys.argv[1])
-print(describe_holder(IPv4Address("127.0.0.1"), 8080))
+print(describe_holder(IPv4Address("127.0.0.1"), 8080, Protocol.TCP))
 """
 
+KINDS = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
 LOCALHOST = IPv4Address("127.0.0.1")
 
 HOLD = """
@@ -40,10 +43,15 @@ def own_name() -> str:
 
 
 @contextmanager
-def listening(address: str, *, dual_stack: bool = False) -> Iterator[socket.socket]:
-    """Listen on any free port of an address."""
+def listening(address: str, *, dual_stack: bool = False, protocol: Protocol = Protocol.TCP) -> Iterator[socket.socket]:
+    """Hold any free port of an address."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family, dualstack_ipv6=dual_stack) as server:
+    with socket.socket(family, KINDS[protocol]) as server:
+        if family == socket.AF_INET6:
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
+        server.bind((address, 0))
+        if protocol is Protocol.TCP:
+            server.listen()
         yield server
 
 
@@ -65,6 +73,7 @@ def other_process(name: str) -> Iterator[tuple[int, int]]:
             process.kill()
 
 
+@pytest.mark.parametrize("protocol", KINDS)
 @pytest.mark.parametrize(
     ("held", "dual_stack", "wanted", "conflict"),
     [
@@ -89,18 +98,22 @@ def test_describe_holder_names_a_socket_exactly_if_it_is_in_the_way(
     dual_stack: bool,  # noqa: FBT001
     wanted: str,
     conflict: bool,  # noqa: FBT001
+    protocol: Protocol,
 ) -> None:
     """The description agrees with what bind would say, for a V6ONLY socket as we open them."""
     address = ip_address(wanted)
-    with listening(held, dual_stack=dual_stack) as server:
+    with listening(held, dual_stack=dual_stack, protocol=protocol) as server:
         port = port_of(server)
-        assert bind_fails(address, port) == conflict
-        assert describe_holder(address, port) == (own_name() if conflict else None)
+        assert bind_fails(address, port, protocol) == conflict
+        assert describe_holder(address, port, protocol) == (own_name() if conflict else None)
 
 
-def bind_fails(address: IPAddress, port: int) -> bool:
+def bind_fails(address: IPAddress, port: int, protocol: Protocol) -> bool:
     """Return whether the kernel refuses the address."""
-    with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6) as ours:
+    with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, KINDS[protocol]) as ours:
+        ours.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, protocol is Protocol.TCP
+        )  # TIME_WAIT is in nobody's way
         if address.version == 6:
             ours.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
@@ -113,8 +126,25 @@ def bind_fails(address: IPAddress, port: int) -> bool:
 def test_describe_holder_of_a_free_port_is_none() -> None:
     """A port that nobody listens on has no holder; an established connection on it is none."""
     with listening("127.0.0.1") as server, socket.create_connection(server.getsockname()) as client:
-        assert describe_holder(LOCALHOST, port_of(client)) is None
-        assert describe_holder(LOCALHOST, port_of(server)) is not None
+        assert describe_holder(LOCALHOST, port_of(client), Protocol.TCP) is None
+        assert describe_holder(LOCALHOST, port_of(server), Protocol.TCP) is not None
+
+
+@pytest.mark.parametrize(("held", "wanted"), [(Protocol.TCP, Protocol.UDP), (Protocol.UDP, Protocol.TCP)])
+def test_describe_holder_looks_only_at_the_protocol_that_is_wanted(held: Protocol, wanted: Protocol) -> None:
+    """TCP and UDP have ports of their own."""
+    host = own_host(8)
+    with listening(host, protocol=held) as server:
+        assert describe_holder(ip_address(host), port_of(server), wanted) is None
+        assert not bind_fails(ip_address(host), port_of(server), wanted)
+
+
+def test_describe_holder_names_who_has_a_connected_socket_of_udp() -> None:
+    """It takes nobody's datagrams but one peer's, and is in the way all the same."""
+    with listening("127.0.0.1", protocol=Protocol.UDP) as server:
+        server.connect(server.getsockname())
+        assert bind_fails(LOCALHOST, port_of(server), Protocol.UDP)
+        assert describe_holder(LOCALHOST, port_of(server), Protocol.UDP) == own_name()
 
 
 @pytest.mark.parametrize(
@@ -124,7 +154,7 @@ def test_describe_holder_of_a_free_port_is_none() -> None:
 def test_describe_holder_in_another_process_has_its_pid_and_printable_name(name: str, shown: str) -> None:
     """Another process is named as ps shows it, without anything a terminal would obey."""
     with other_process(name) as (pid, port):
-        assert describe_holder(LOCALHOST, port) == f"pid {pid} ({shown})"
+        assert describe_holder(LOCALHOST, port, Protocol.TCP) == f"pid {pid} ({shown})"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it looks at a process of root as another user")
@@ -133,7 +163,7 @@ def test_describe_holder_of_a_process_of_another_user_is_none() -> None:
     with other_process("hidden") as (_, port):
         os.seteuid(65534)
         try:
-            assert describe_holder(LOCALHOST, port) is None
+            assert describe_holder(LOCALHOST, port, Protocol.TCP) is None
         finally:
             os.seteuid(0)
 
@@ -143,7 +173,7 @@ def test_describe_holder_of_a_shared_socket_is_the_lowest_pid() -> None:
     with listening("127.0.0.1") as server:
         server.set_inheritable(True)
         with subprocess.Popen(["sleep", "60"], close_fds=False) as child:
-            holder = describe_holder(LOCALHOST, port_of(server))
+            holder = describe_holder(LOCALHOST, port_of(server), Protocol.TCP)
             child.kill()
     assert holder is not None
     assert holder.startswith(f"pid {min(os.getpid(), child.pid)} ")

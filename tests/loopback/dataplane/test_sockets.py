@@ -21,7 +21,10 @@ from userspace_proxy.dataplane.sockets import (
     errno_name,
     open_listening_socket,
 )
+from userspace_proxy.dataplane.udp_addresses import IP_PKTINFO
+from userspace_proxy.dataplane.udp_sockets import open_datagram_socket
 from userspace_proxy.errors import ListenError
+from userspace_proxy.model.names import Protocol
 from userspace_proxy.plan.state import ListenerSpec
 
 HOST = own_host(2)
@@ -169,6 +172,56 @@ def test_listening_socket_without_descriptors_says_how_to_get_more() -> None:
 def test_listening_socket_that_fails_otherwise_has_the_words_of_the_system() -> None:
     """An errno without a sentence of its own is not swallowed."""
     assert failure("ff02::1", 80).endswith(f": {os.strerror(errno.EINVAL)}")  # multicast
+
+
+def udp_spec(host: str, port: int = 0) -> ListenerSpec:
+    """Return the place of a listener of UDP."""
+    return ListenerSpec(listener_key("shop/dns:dns", protocol=Protocol.UDP), ip_address(host), port)
+
+
+@pytest.mark.parametrize("host", [HOST, "::1", "0.0.0.0", "::"], ids=["IPv4", "IPv6", "any IPv4", "any IPv6"])
+def test_datagram_socket_never_blocks_and_is_for_one_family_only(host: str) -> None:
+    """It asks for the address that datagrams were sent to where it has more than one, and has room for a burst."""
+    with open_datagram_socket(udp_spec(host), names_holder=True) as sock:
+        assert not sock.getblocking()
+        assert not sock.get_inheritable()
+        wildcard = host in ("0.0.0.0", "::")
+        if ":" in host:
+            assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO) == wildcard
+        else:
+            assert sock.getsockopt(socket.IPPROTO_IP, IP_PKTINFO) == wildcard
+        # The kernel doubles what it is asked for, for its own use (socket(7)).
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * (4 << 20)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it does without the rights of root")
+def test_datagram_socket_without_rights_has_as_much_room_as_everybody_may_have() -> None:
+    """It opens all the same."""
+    allowed = int(Path("/proc/sys/net/core/rmem_max").read_text())
+    with unprivileged(), open_datagram_socket(udp_spec(HOST), names_holder=True) as sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * min(allowed, 4 << 20)
+
+
+def test_datagram_socket_at_a_port_in_use_names_the_holder_if_asked() -> None:
+    """As for TCP; a port of TCP is not in the way."""
+    with open_datagram_socket(udp_spec(HOST), names_holder=True) as holder:
+        port = holder.getsockname()[1]
+        open_listening_socket(spec(HOST, port), RelayLimits(), names_holder=True).close()
+        for names_holder, who in ((True, f"pid {os.getpid()} ("), (False, "another process")):
+            with nothing_left_open(), pytest.raises(ListenError) as caught:
+                open_datagram_socket(udp_spec(HOST, port), names_holder=names_holder)
+            text = str(caught.value)
+            assert text.startswith(f"cannot listen on {HOST}:{port} for shop/dns:dns")
+            assert f"in use by {who}" in text
+
+
+def test_datagram_socket_that_cannot_be_opened_says_why() -> None:
+    """No descriptor, or an address of another machine."""
+    with descriptors_left(0), pytest.raises(ListenError, match="no file descriptor is left; raise the limit"):
+        open_datagram_socket(udp_spec(HOST), names_holder=False)
+    with nothing_left_open(), pytest.raises(ListenError, match="no such address on this node"):
+        open_datagram_socket(udp_spec("192.0.2.1", 53), names_holder=False)
 
 
 @pytest.mark.parametrize(

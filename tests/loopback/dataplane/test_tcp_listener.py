@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from itertools import pairwise
 import pytest
 import trio
 from builders import listener_key, pool, route
-from engine_driver import WEB, Proxy, VirtualClock, open_proxy
+from engine_driver import WEB, Proxy, VirtualClock, fill_epoll, open_proxy
 from peers import End, Peer, descriptors_left, echo, open_peers
 
 from userspace_proxy.balance.close_reason import CloseReason
@@ -101,29 +100,6 @@ async def test_dial_without_descriptors_for_the_whole_budget_resets_the_client()
         proxy.assert_nothing_left()
 
 
-class FullEpoll:
-    """An epoll of a kernel that watches no more than so many descriptors (epoll(7), max_user_watches)."""
-
-    def __init__(self, epoll: select.epoll, room: int) -> None:
-        self._epoll = epoll
-        self.room = room
-        self.poll, self.close, self.unregister = epoll.poll, epoll.close, epoll.unregister
-
-    def register(self, fd: int, events: int) -> None:
-        """Watch a descriptor while there is room."""
-        if not self.room:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.room -= 1
-        self._epoll.register(fd, events)
-
-
-def fill_epoll(proxy: Proxy, room: int) -> FullEpoll:
-    """Have the engine's epoll take only so many more descriptors."""
-    full = FullEpoll(proxy.engine._epoll, room)
-    proxy.engine._epoll = full  # type: ignore[assignment]
-    return full
-
-
 async def test_accept_that_cannot_be_watched_resets_the_client_and_pauses() -> None:
     """No room in epoll is like no descriptor: no bug, no leak, and it goes on when there is room."""
     async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
@@ -198,7 +174,7 @@ async def test_accept_at_the_cap_and_without_descriptors_resumes_when_both_are_o
         clients = [await peers.connect(address) for _ in range(3)]
         await proxy.poll_until(lambda: proxy.counters().dials.get("connected") == 1)
         proxy.settle()  # looks for the second one, and is full
-        (listener,) = proxy.listeners._open.values()
+        listener = proxy.tcp_listener()
         listener.pause(errno.EMFILE)
         proxy.advance(PAUSE_S)
         assert proxy.counters().connections == 1
@@ -307,7 +283,7 @@ async def test_listener_closed_in_a_pause_stays_closed() -> None:
         await peers.connect(address)
         await proxy.poll_until(lambda: proxy.counters().dials.get("connected") == 1)
         proxy.settle()
-        (listener,) = proxy.listeners._open.values()
+        listener = proxy.tcp_listener()
         listener.pause(errno.EMFILE)
         proxy.set_pool()
         proxy.advance(PAUSE_S)
@@ -347,7 +323,7 @@ async def test_bug_at_the_end_of_a_relay_is_reported_once() -> None:
         server = peers.listen()
         client = await peers.connect(proxy.serve(server.backend))
         await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
-        (listener,) = proxy.listeners._open.values()
+        listener = proxy.tcp_listener()
         listener.counters = None  # type: ignore[assignment]
         client.rst()
         await proxy.poll_until(lambda: bugs)

@@ -32,7 +32,7 @@ async def send_through(proxy: Proxy, peer: Peer) -> None:
 
 def total_bytes(proxy: Proxy) -> int:
     """Return how many bytes have been relayed."""
-    proxy.listeners.report_bytes()
+    proxy.listeners.report()
     return proxy.counters().bytes_to_backend + proxy.counters().bytes_to_client
 
 
