@@ -1,15 +1,16 @@
 """Steering as a process of its own, with a Listener for each Placement that says which Frontend it serves.
 
-Run inside a namespace. ``steering_driver.py KIND STATE_DIR`` prints how steering was chosen as JSON, then reads lines
-of JSON from its input (see ``steering_process.Driver.apply``), each with all Frontends of one Service; for each line it
-opens and closes Listeners, applies, and answers with the Placements as JSON. SIGTERM closes steering.
-``steering_driver.py cleanup|dry-run`` cleans up and prints the report. A SteeringError is printed as JSON, too, and
-ends it with status 1.
+Run inside a namespace. ``steering_driver.py KIND STATE_DIR FIRST_PORT LAST_PORT`` prints how steering was chosen as
+JSON, then reads lines of JSON from its input (see ``steering_process.Driver.apply``), each with all Frontends of one
+Service; for each line it opens and closes Listeners, applies, and answers with the Placements as JSON. SIGTERM closes
+steering. ``steering_driver.py cleanup|dry-run`` cleans up and prints the report. A SteeringError is printed as JSON,
+too, and ends it with status 1.
 """
 
 import json
 import signal
 import socket
+import struct
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -27,7 +28,7 @@ from builders import frontend, node_port_frontend, pool_key
 
 from userspace_proxy.config import Config, SteeringKind
 from userspace_proxy.errors import SteeringError
-from userspace_proxy.model.names import Family
+from userspace_proxy.model.names import Family, Protocol
 from userspace_proxy.plan.state import (
     Frontend,
     FrontendKind,
@@ -43,11 +44,13 @@ from userspace_proxy.steering.cleanup import cleanup
 from userspace_proxy.steering.probe import choose_steering
 
 REFRESH_INTERVAL_S = 0.1
+IP_PKTINFO = 8
+"""Module socket has it since Python 3.13."""
 
 
-async def run_driver(kind: SteeringKind, state_dir: Path) -> None:
+async def run_driver(config: Config) -> None:
     """Steer until SIGTERM."""
-    chosen = await choose_steering(Config(manifests=(), state_dir=state_dir, runtime_dir=state_dir, steering=kind))
+    chosen = await choose_steering(config)
     steering = chosen.steering
     say({"kind": steering.kind, "explained": chosen.explain()})
     try:
@@ -77,7 +80,8 @@ async def run_commands(steering: Steering, nursery: trio.Nursery) -> None:
                 opened.pop(spec).cancel()
             for spec, greeting in wanted.items():
                 if spec not in opened:
-                    opened[spec] = await nursery.start(run_listener, spec, greeting)
+                    is_udp = spec.key.service_port.protocol is Protocol.UDP
+                    opened[spec] = await nursery.start(run_udp_listener if is_udp else run_listener, spec, greeting)
             try:
                 await steering.apply(placements, restrictions)
             except SteeringError as error:
@@ -89,9 +93,10 @@ async def run_commands(steering: Steering, nursery: trio.Nursery) -> None:
 def build_frontend(asked: dict[str, Any]) -> Frontend:
     """Return the Frontend a command asks for; a NodePort is at all addresses if its own is unspecified."""
     name = f"shop/web:{asked['at']}"
-    found = frontend(asked["at"], name, FrontendKind(asked["kind"]))
+    protocol = Protocol(asked["protocol"])
+    found = frontend(asked["at"], name, FrontendKind(asked["kind"]), protocol)
     if found.kind is FrontendKind.NODE_PORT and found.address is not None and found.address.is_unspecified:
-        return node_port_frontend(found.port, name, found.family)
+        return node_port_frontend(found.port, name, found.family, protocol)
     return found
 
 
@@ -119,6 +124,27 @@ async def run_listener(spec: ListenerSpec, greeting: str, *, task_status: trio.T
             client, _ = await listening.accept()
             with client:
                 await client.send(greeting.encode())
+
+
+async def run_udp_listener(
+    spec: ListenerSpec, greeting: str, *, task_status: trio.TaskStatus[trio.CancelScope]
+) -> None:
+    """Answer each datagram with the greeting, from the address it was led to, until the scope is cancelled."""
+    is_ipv4 = isinstance(spec.address, IPv4Address)
+    family = socket.AF_INET if is_ipv4 else socket.AF_INET6
+    with trio.CancelScope() as scope, trio.socket.socket(family, socket.SOCK_DGRAM) as bound:
+        if is_ipv4:
+            bound.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        else:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        await bound.bind((str(spec.address), spec.port))
+        task_status.started(scope)
+        while True:
+            _, [(level, kind, led_to)], _, client = await bound.recvmsg(1500, 100)
+            if is_ipv4:  # struct in_pktinfo: interface, address to answer from, address it was sent to
+                led_to = struct.pack("=i4s4s", 0, led_to[8:12], b"")
+            await bound.sendmsg([greeting.encode()], [(level, kind, led_to)], 0, client)
 
 
 async def run_refresh(steering: Steering) -> None:
@@ -158,8 +184,15 @@ def main() -> None:
         match sys.argv[1:]:
             case ["cleanup" | "dry-run" as how]:
                 say(asdict(trio.run(partial(cleanup, dry_run=how == "dry-run"))))
-            case [kind, state_dir]:
-                trio.run(run_driver, SteeringKind(kind), Path(state_dir))
+            case [kind, state_dir, first_port, last_port]:
+                config = Config(
+                    manifests=(),
+                    state_dir=Path(state_dir),
+                    runtime_dir=Path(state_dir),
+                    steering=SteeringKind(kind),
+                    proxy_port_range=range(int(first_port), int(last_port) + 1),
+                )
+                trio.run(run_driver, config)
     except SteeringError as error:
         say({"error": str(error)})
         sys.exit(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 from netns.nodes import Node, open_node
-from netns.steering_process import Asked, Driver, clean_up
+from netns.steering_process import Asked, Driver, ask_all, clean_up
 
 pytestmark = pytest.mark.netns
 
@@ -45,11 +45,11 @@ class Case:
     ranges: tuple[str, ...] = ()
     """Of whom its source ranges consist."""
 
-    def asked(self, family: int) -> Asked:
+    def asked(self, family: int, protocol: str) -> Asked:
         """Return the Frontend in a family."""
         ranges = tuple(NETWORKS[client][family] for client in self.ranges)
         at = f"{HOSTS[self.kind][family]}:{self.port}"
-        return Asked(at, self.kind.partition(" ")[0], self.serves, self.is_refused, ranges)
+        return Asked(at, self.kind.partition(" ")[0], protocol, self.serves, self.is_refused, ranges)
 
     def target(self, family: int) -> str:
         """Return what clients dial in a family."""
@@ -84,8 +84,8 @@ CASES = (
     Case(30004, "node-port", (), serves=(), is_refused=True),
     Case(30005, "node-port at one address", ("node", "pod", "bare pod"), serves=NOT_OUTSIDE),
 )
-ASKED = [case.asked(family) for case in CASES for family in (0, 1)]
-LB_FOR_PODS = Asked("203.0.113.20:1202", "load-balancer", NOT_OUTSIDE)
+ASKED = [case.asked(family, protocol) for case in CASES for family in (0, 1) for protocol in ("TCP", "UDP")]
+LB_FOR_PODS = Asked("203.0.113.20:1202", "load-balancer", serves=NOT_OUTSIDE)
 OPEN = "10.96.0.10:80"
 
 
@@ -96,6 +96,7 @@ def guarded_node(
     """A node with foreign rules in one variant of iptables and all CASES in force; for tests that only dial."""
     with open_node() as made:
         made.add_foreign_rules(request.param)
+        made.allow_all_icmp()
         driver = Driver(made, tmp_path_factory.mktemp("state"))
         assert "error" not in driver.apply(ASKED, pod_networks=POD_NETWORKS)
         assert any(f"iptables-{request.param} *filter :USP-INPUT -" in line for line in made.ruleset())
@@ -108,6 +109,7 @@ def test_each_class_of_clients_is_served_dropped_or_refused(guarded_node: Node, 
     """Who may not come in hears nothing, who asks for what is nowhere is refused, and the others are served."""
     expected = {case.target(family): case.outcome(client) for case in CASES}
     assert guarded_node.client(client).dial_all(expected) == expected
+    assert ask_all(guarded_node.client(client), expected) == expected
 
 
 def test_other_services_of_the_node_on_the_same_ports_are_left_alone(guarded_node: Node) -> None:
@@ -121,7 +123,7 @@ def test_what_others_lead_to_a_node_port_is_not_taken_for_it(node: Node, tmp_pat
     """Who was sent to the port from another address did not dial the NodePort."""
     rule = "-A PREROUTING -d 10.96.0.77/32 -p tcp --dport 80 -j DNAT --to-destination 10.0.0.1:30002"
     node.run(f"iptables-{variant}", "-t", "nat", *rule.split())
-    Driver(node, tmp_path).apply([Asked("0.0.0.0:30002", "node-port", NOT_OUTSIDE)])
+    Driver(node, tmp_path).apply([Asked("0.0.0.0:30002", "node-port", serves=NOT_OUTSIDE)])
     expected = {"10.96.0.77:80": "served", "10.0.0.1:30002": "TimeoutError"}
     assert node.outside.dial_all(expected) == expected
 

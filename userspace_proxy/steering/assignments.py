@@ -6,7 +6,7 @@ a port or knows what a name stands for. Entry point: ``Assignments``.
 
 import logging
 import os
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 
@@ -15,7 +15,8 @@ from attrs import field, frozen
 
 from userspace_proxy.config import Config
 from userspace_proxy.errors import SteeringError
-from userspace_proxy.steering.node_state import ports_in_use
+from userspace_proxy.model.names import Protocol
+from userspace_proxy.steering.node_state import is_udp_port_in_use, tcp_ports_in_use
 
 _log = logging.getLogger(__name__)
 
@@ -35,24 +36,29 @@ class Assignments:
         network = config.loopback_range
         first = int(network.network_address)
         self._addresses = _Numbers(range(first, first + network.num_addresses), allowed=_is_plain_host)
-        self._proxy_port_range = config.proxy_port_range
+        self.proxy_port_range: range = config.proxy_port_range
         self.loopback_range: IPv4Network = network
-        self._ports_in_use: frozenset[int] | None = None
+        self._tcp_ports: frozenset[int] | None = None
         self._is_writable = True
         self.asked = 0
         """How often something was asked for: a mark in time for ``keep``."""
         self._load()
 
-    def proxy_port(self, name: str) -> int:
+    def proxy_port(self, name: str, protocol: Protocol) -> int:
         """Return the proxy port of a Listener: no other name has it, and no foreign socket had it at first sight.
+
+        Args:
+            name: The Listener's, of any protocol.
+            protocol: The one by which foreign sockets would be in its way.
 
         Raises:
             SteeringError: all are taken.
         """
         self.asked += 1
-        port = self._ports.get(name, self._foreign_ports, self.asked)
+        is_foreign = is_udp_port_in_use if protocol is Protocol.UDP else self._is_tcp_port_in_use
+        port = self._ports.get(name, is_foreign, self.asked)
         if port is None:
-            first, last = self._proxy_port_range[0], self._proxy_port_range[-1]
+            first, last = self.proxy_port_range[0], self.proxy_port_range[-1]
             raise SteeringError(
                 f"no proxy port is left for {name}: all of {first}-{last} are taken; widen --proxy-port-range"
             )
@@ -65,7 +71,7 @@ class Assignments:
             SteeringError: all are taken.
         """
         self.asked += 1
-        number = self._addresses.get(name, lambda: (), self.asked)
+        number = self._addresses.get(name, lambda _: False, self.asked)
         if number is None:
             raise SteeringError(
                 f"no loopback address is left for {name}: all of {self.loopback_range} are taken; "
@@ -76,7 +82,7 @@ class Assignments:
     def keep(self, names: Iterable[str], asked: int) -> None:
         """Say which names were in use at some moment, of Listeners and of Services; others may lose what they have.
 
-        All that was asked for after that moment counts as in use too. The ports in use on the node are looked up
+        All that was asked for after that moment counts as in use too. The TCP ports in use on the node are looked up
         once between two calls.
 
         Args:
@@ -86,7 +92,7 @@ class Assignments:
         in_use = frozenset(names)
         self._ports.keep(in_use, asked)
         self._addresses.keep(in_use, asked)
-        self._ports_in_use = None
+        self._tcp_ports = None
 
     def save(self) -> None:
         """Write the file if there is something new; where that fails say it once, and go on without."""
@@ -111,10 +117,13 @@ class Assignments:
             self._is_writable = True
             self._ports.is_changed = self._addresses.is_changed = False
 
-    def _foreign_ports(self) -> frozenset[int]:
-        if self._ports_in_use is None:
-            self._ports_in_use = ports_in_use()
-        return self._ports_in_use
+    def _is_tcp_port_in_use(self, port: int) -> bool:
+        if self._tcp_ports is None:
+            try:
+                self._tcp_ports = tcp_ports_in_use()
+            except OSError:  # no file descriptor is left: whoever opens the Listener will see
+                return False
+        return port in self._tcp_ports
 
     def _load(self) -> None:
         try:
@@ -159,26 +168,26 @@ class _Numbers:
                 self._assign(name, number)
         self.is_changed = False
 
-    def get(self, name: str, foreign: Callable[[], Container[int]], asked: int) -> int | None:
+    def get(self, name: str, is_foreign: Callable[[int], bool], asked: int) -> int | None:
         """Return the number of a name; None: there is none left.
 
         Args:
             name: Who asks.
-            foreign: Tells which numbers others have taken. A name that is in use is past that question: it may be
-                its own socket that would be seen.
+            is_foreign: Tells whether others have taken a number. A name that is in use is past that question: it may
+                be its own socket that would be seen.
             asked: The mark of this moment.
         """
         number = self.by_name.get(name)
-        if number is not None and (name in self._in_use or number not in foreign()):
+        if number is not None and (name in self._in_use or not is_foreign(number)):
             self._in_use[name] = asked
             return number
         if number is not None:
             self._release(name)
-        number = self._find(name, foreign())
+        number = self._find(name, is_foreign)
         if number is None:
             for vanished in self.by_name.keys() - self._in_use.keys():
                 self._release(vanished)
-            number = self._find(name, foreign())
+            number = self._find(name, is_foreign)
         if number is not None:
             self._assign(name, number)
             self._in_use[name] = asked
@@ -188,14 +197,14 @@ class _Numbers:
         """Say which names were in use at the moment of a mark."""
         self._in_use = {name: last for name, last in self._in_use.items() if name in names or last > asked}
 
-    def _find(self, name: str, foreign: Container[int]) -> int | None:
+    def _find(self, name: str, is_foreign: Callable[[int], bool]) -> int | None:
         count = len(self._numbers)
         if len(self._taken) == count:
             return None
         start = int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) % count
         for step in range(count):
             number = self._numbers[(start + step) % count]
-            if number not in self._taken and number not in foreign and self._allowed(number):
+            if number not in self._taken and self._allowed(number) and not is_foreign(number):
                 return number
         return None
 

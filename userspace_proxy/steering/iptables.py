@@ -1,7 +1,8 @@
 """Steering by iptables: rules in chains of our own lead the addresses of Services to proxy ports, and drop packets.
 
 Each family has its own tool and goes on without the other, and without the rules that drop where it has to. A change
-is one ``iptables-restore`` per family; no change is none. Entry point: ``open_iptables``.
+is one ``iptables-restore`` per family; no change is none. Afterwards no UDP client may stay where old rules led it: see
+``conntrack``. Entry point: ``open_iptables``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,10 +14,12 @@ from attrs import frozen
 
 from userspace_proxy.config import SteeringKind
 from userspace_proxy.errors import SteeringError
-from userspace_proxy.model.names import Family
+from userspace_proxy.model.names import Family, Protocol
 from userspace_proxy.plan.state import Frontend, FrontendKind, ListenerSpec, Restrictions, SteeringRule
 from userspace_proxy.steering.assignments import Assignments
 from userspace_proxy.steering.base import WILDCARD, Placement, Steering, listener_key, node_port_placement
+from userspace_proxy.steering.conntrack import Conntrack
+from userspace_proxy.steering.conntrack_messages import Place
 from userspace_proxy.steering.iptables_filter import build_filter_chains
 from userspace_proxy.steering.iptables_rules import (
     Chains,
@@ -27,6 +30,7 @@ from userspace_proxy.steering.iptables_rules import (
 )
 from userspace_proxy.steering.iptables_tool import Tool, choose_tool, try_filter
 from userspace_proxy.steering.node_state import NodeAddresses, read_node_addresses
+from userspace_proxy.steering.stale_entries import ANY_LOCAL
 
 _MEANING = {
     "nat": "addresses of Services are not steered as they should be",
@@ -65,6 +69,8 @@ class _Wanted:
 
     steered: Mapping[Family, list[Placement]]
     """What table nat has to lead somewhere."""
+    udp_ports: Mapping[Family, Mapping[Place, int]]
+    """The UDP Frontends, with the ports of their Listeners."""
     filters: Mapping[Family, Chains]
     """None in families in which table filter cannot be used."""
 
@@ -85,6 +91,7 @@ class IptablesSteering(Steering):
         self.unfiltered_families = unfiltered
         self._tools = tools
         self._assignments = assignments
+        self._conntrack = Conntrack(assignments.proxy_port_range)
         self._lock = trio.Lock()
         self._node: NodeAddresses | None = None
         """What the rules in force are for; None while not all of them are in force."""
@@ -106,28 +113,38 @@ class IptablesSteering(Steering):
         """Write the rules that are not there yet, and remove those that are too many (see ``Steering``)."""
         asked = self._assignments.asked
         steered: dict[Family, list[Placement]] = {family: [] for family in self._tools}
+        udp_ports: dict[Family, dict[Place, int]] = {family: {} for family in self._tools}
         placed: set[Frontend] = set()
         names = []
         for placement in placements:
-            placed.add(placement.frontend)
-            if placement.frontend.kind is not FrontendKind.NODE_PORT:
-                steered[placement.frontend.family].append(placement)
+            frontend = placement.frontend
+            placed.add(frontend)
+            if frontend.kind is not FrontendKind.NODE_PORT:
+                steered[frontend.family].append(placement)
                 names.append(str(placement.listener.key))
+            if frontend.protocol is Protocol.UDP and frontend.family in udp_ports:
+                address = ANY_LOCAL if frontend.address is None else frontend.address.packed
+                udp_ports[frontend.family][address, frontend.port] = placement.listener.port
         filters = {
             family: {} if family in self.unfiltered_families else build_filter_chains(family, restrictions, placed)
             for family in self._tools
         }
         async with self._lock:
             self._assignments.save()
-            await self._write(_Wanted(steered, filters), read_node_addresses())
+            await self._write(_Wanted(steered, udp_ports, filters), _read_node())
             self._assignments.keep(names, asked)  # not before: until then what has gone has its Listener still
 
     async def refresh(self) -> None:
         """Follow the addresses of the node, and write again what failed (see ``Steering``)."""
         async with self._lock:
-            node = read_node_addresses()
-            if self._wanted is not None and node != self._node:
-                await self._write(self._wanted, node)
+            wanted, node = self._wanted, _read_node()
+            if wanted is None:
+                return
+            if node != self._node:
+                await self._write(wanted, node)
+                return
+            for family, ports in wanted.udp_ports.items():
+                await self._conntrack.follow(family, ports)
 
     async def aclose(self) -> None:
         """Remove our chains and the jumps to them (see ``Steering``)."""
@@ -143,6 +160,8 @@ class IptablesSteering(Steering):
                         left.append(f"{family} rules could not be removed: {error}")
                     else:
                         del self._in_force[family, table]
+                        if table == "nat":
+                            await self._conntrack.end(family)
         if left:
             raise SteeringError(f"{'; '.join(left)}; run userspace-proxy cleanup")
 
@@ -150,7 +169,8 @@ class IptablesSteering(Steering):
         if frontend.family not in self._tools:
             return None
         key = listener_key(frontend, is_shared=frontend.kind is not FrontendKind.LOAD_BALANCER)
-        return Placement(frontend, ListenerSpec(key, WILDCARD[frontend.family], self._assignments.proxy_port(str(key))))
+        port = self._assignments.proxy_port(str(key), frontend.protocol)
+        return Placement(frontend, ListenerSpec(key, WILDCARD[frontend.family], port))
 
     async def _write(self, wanted: _Wanted, node: NodeAddresses) -> None:
         """Bring it into force in every family and table that needs it; one that fails does not stop the others."""
@@ -167,6 +187,10 @@ class IptablesSteering(Steering):
             tables["filter"] = wanted.filters[family]
             changed = {name: chains for name, chains in tables.items() if self._in_force.get((family, name)) != chains}
             failures += await self._write_tables(family, changed)
+            if "nat" not in tables or self._in_force[family, "nat"] == tables["nat"]:
+                await self._conntrack.follow(family, wanted.udp_ports[family])
+            else:
+                self._conntrack.forget(family)  # a command that was stopped for its time-out may have worked
         if failures:
             raise SteeringError("; ".join(failures))
         self._node = node
@@ -214,3 +238,10 @@ class IptablesSteering(Steering):
                 return OwnRules()  # a run before could not use it either
             raise
         return parse_saved(saved).get(table, OwnRules()).without_probes()
+
+
+def _read_node() -> NodeAddresses:
+    try:
+        return read_node_addresses()
+    except OSError as error:  # no file descriptor is left
+        raise SteeringError(f"the addresses of this node cannot be read: {error.strerror}") from error

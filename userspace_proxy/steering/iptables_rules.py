@@ -137,7 +137,10 @@ def remove_text(table: str, found: OwnRules) -> str:
 
 
 def build_probe(family: Family, process_id: int) -> tuple[str, str]:
-    """Return inputs for ``iptables-restore --noflush``: the least that steering needs, and its removal."""
+    """Return inputs for ``iptables-restore --noflush``: the least that steering needs, and its removal.
+
+    TCP stands for UDP, too: the matches of both are in one kernel module. Source: Linux net/netfilter/xt_tcpudp.c.
+    """
     name = f"{PROBE_PREFIX}{process_id}"
     found = OwnRules({name: 1}, [f"PREROUTING -j {name}", f"OUTPUT -j {name}"])
     match = f"-d {PROBED_ADDRESS[family]} -p tcp -m tcp --dport {PROBED_PORT}"

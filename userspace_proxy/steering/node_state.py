@@ -5,6 +5,7 @@ Plain ioctl and /proc instead of a netlink library: one call, no thread, and 0.1
 
 import array
 import contextlib
+import errno
 import fcntl
 import socket
 import struct
@@ -78,19 +79,36 @@ def read_local_addresses() -> frozenset[IPAddress]:
     return frozenset(addresses)
 
 
-def ports_in_use() -> frozenset[int]:
-    """Return the ports that some socket of this network namespace listens on (TCP) or is bound to (UDP).
+def tcp_ports_in_use() -> frozenset[int]:
+    """Return the ports that some TCP socket of this network namespace listens on.
 
     Source: proc_net(5).
     """
     ports = set()
-    for name in ("tcp", "tcp6", "udp", "udp6"):
+    for name in ("tcp", "tcp6"):
         with contextlib.suppress(FileNotFoundError):  # no IPv6 in this kernel
             for line in (_PROC_NET / name).read_text().splitlines()[1:]:
                 _slot, local, _remote, state, *_rest = line.split()
-                if state == _TCP_LISTEN or name.startswith("udp"):
+                if state == _TCP_LISTEN:
                     ports.add(int(local.rpartition(":")[2], 16))
     return frozenset(ports)
+
+
+def is_udp_port_in_use(port: int) -> bool:
+    """Tell whether some UDP socket of this network namespace is bound to a port.
+
+    It is tried: to read a list of 16,000 sockets, as many flows have, takes 0.15 s.
+    """
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as trial:
+                if family is socket.AF_INET6:
+                    trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                trial.bind(("", port))
+        except OSError as error:  # also: no IPv6 in this kernel
+            if error.errno == errno.EADDRINUSE:
+                return True
+    return False
 
 
 def _interface_addresses() -> Iterator[tuple[str, IPv4Address]]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from userspace_proxy.config import Config
 from userspace_proxy.errors import SteeringError
+from userspace_proxy.model.names import Protocol
 from userspace_proxy.steering.assignments import Assignments
 
 MakeConfig = Callable[..., Config]
@@ -38,13 +39,17 @@ def test_assignments_survive_a_restart_in_any_order_and_are_never_shared(
             loopback_range=IPv4Network("127.96.0.192/26"),
         )
         assignments = Assignments(config)
-        before = {name: (assignments.proxy_port(name), assignments.loopback_address(name)) for name in first}
+        before = {
+            name: (assignments.proxy_port(name, Protocol.TCP), assignments.loopback_address(name)) for name in first
+        }
         assignments.save()
 
         restarted = Assignments(config)
         arriving = list(dict.fromkeys([*more, *first]))
         order.shuffle(arriving)
-        after = {name: (restarted.proxy_port(name), restarted.loopback_address(name)) for name in arriving}
+        after = {
+            name: (restarted.proxy_port(name, Protocol.TCP), restarted.loopback_address(name)) for name in arriving
+        }
 
     assert {name: after[name] for name in before} == before
     ports, addresses = {port for port, _ in after.values()}, {address for _, address in after.values()}
@@ -56,7 +61,7 @@ def test_assignments_survive_a_restart_in_any_order_and_are_never_shared(
 def test_assignment_of_a_name_that_meets_no_other_is_the_same_everywhere(make_config: MakeConfig) -> None:
     """The hash of the name decides, not the process, the host or the release."""
     assignments = Assignments(make_config())
-    assert assignments.proxy_port(WEB) == 19623
+    assert assignments.proxy_port(WEB, Protocol.TCP) == 19623
     assert assignments.loopback_address("shop/web") == IPv4Address("127.102.205.38")
 
 
@@ -73,18 +78,30 @@ def test_port_of_a_foreign_socket_is_never_handed_out(
     make_config: MakeConfig, family: socket.AddressFamily, kind: socket.SocketKind, address: str
 ) -> None:
     """A port in use counts as taken, neither for a new name nor for the one that had it before the restart."""
+    protocol = Protocol.TCP if kind == socket.SOCK_STREAM else Protocol.UDP
     with socket.socket(family, kind) as foreign:
         foreign.bind((address, 0))
         port = foreign.getsockname()[1]
         config = make_config(proxy_port_range=range(port, port + 1))
         before = Assignments(config)
         if kind == socket.SOCK_STREAM:
-            assert before.proxy_port(WEB) == port  # bound, but it does not listen
+            assert before.proxy_port(WEB, protocol) == port  # bound, but it does not listen
             before.save()
             foreign.listen()
         with pytest.raises(SteeringError, match=r"all of .* are taken; widen --proxy-port-range"):
-            Assignments(config).proxy_port(WEB)
-    assert Assignments(config).proxy_port(WEB) == port
+            Assignments(config).proxy_port(WEB, protocol)
+    assert Assignments(config).proxy_port(WEB, protocol) == port
+
+
+def test_port_of_a_foreign_socket_of_the_other_protocol_is_no_obstacle(make_config: MakeConfig) -> None:
+    """The ports of TCP and of UDP are not the same."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as foreign:
+        foreign.bind(("127.0.0.1", 0))
+        port = foreign.getsockname()[1]
+        config = make_config(proxy_port_range=range(port, port + 1))
+        assert Assignments(config).proxy_port(WEB, Protocol.TCP) == port
+        with pytest.raises(SteeringError, match="widen --proxy-port-range"):
+            Assignments(config).proxy_port(WEB, Protocol.UDP)
 
 
 def test_foreign_socket_is_noticed_at_the_next_round(make_config: MakeConfig) -> None:
@@ -93,11 +110,11 @@ def test_foreign_socket_is_noticed_at_the_next_round(make_config: MakeConfig) ->
         foreign.bind(("127.0.0.1", 0))
         port = foreign.getsockname()[1]
         assignments = Assignments(make_config(proxy_port_range=range(port, port + 1)))
-        assert assignments.proxy_port(WEB) == port
+        assert assignments.proxy_port(WEB, Protocol.TCP) == port
         assignments.keep([], assignments.asked)
         foreign.listen()
         with pytest.raises(SteeringError, match="widen --proxy-port-range"):
-            assignments.proxy_port(WEB)
+            assignments.proxy_port(WEB, Protocol.TCP)
 
 
 def test_own_socket_does_not_count_as_foreign(make_config: MakeConfig) -> None:
@@ -106,36 +123,36 @@ def test_own_socket_does_not_count_as_foreign(make_config: MakeConfig) -> None:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         assignments = Assignments(make_config(proxy_port_range=range(port, port + 1)))
-        assert assignments.proxy_port(WEB) == port
+        assert assignments.proxy_port(WEB, Protocol.TCP) == port
         listener.listen()
         assignments.keep([WEB], assignments.asked)
-        assert assignments.proxy_port(WEB) == port
+        assert assignments.proxy_port(WEB, Protocol.TCP) == port
 
 
 def test_name_that_is_asked_for_after_the_moment_of_a_list_stays_in_use(make_config: MakeConfig) -> None:
     """A list that was made before it came says nothing about it, also if it was not new then."""
     assignments = Assignments(make_config(proxy_port_range=range(20000, 20003)))
-    old, back = assignments.proxy_port("old"), assignments.proxy_port("back")
+    old, back = assignments.proxy_port("old", Protocol.TCP), assignments.proxy_port("back", Protocol.TCP)
     moment = assignments.asked
-    new = assignments.proxy_port("new")
-    assert assignments.proxy_port("back") == back
+    new = assignments.proxy_port("new", Protocol.TCP)
+    assert assignments.proxy_port("back", Protocol.TCP) == back
     assignments.keep([], moment)
-    assert assignments.proxy_port("next") == old
-    assert (assignments.proxy_port("new"), assignments.proxy_port("back")) == (new, back)
+    assert assignments.proxy_port("next", Protocol.TCP) == old
+    assert (assignments.proxy_port("new", Protocol.TCP), assignments.proxy_port("back", Protocol.TCP)) == (new, back)
 
 
 def test_vanished_name_keeps_what_it_has_until_the_space_is_needed(make_config: MakeConfig) -> None:
     """A Service that comes back finds its port, unless another one could not have had any."""
     assignments = Assignments(make_config(proxy_port_range=range(20000, 20002)))
-    had = {name: assignments.proxy_port(name) for name in ("stays", "goes")}
+    had = {name: assignments.proxy_port(name, Protocol.TCP) for name in ("stays", "goes")}
     assignments.keep(["stays"], assignments.asked)
-    assert assignments.proxy_port("goes") == had["goes"]
+    assert assignments.proxy_port("goes", Protocol.TCP) == had["goes"]
 
     with pytest.raises(SteeringError, match="no proxy port is left for new: all of 20000-20001 are taken"):
-        assignments.proxy_port("new")
+        assignments.proxy_port("new", Protocol.TCP)
     assignments.keep(["stays"], assignments.asked)
-    assert assignments.proxy_port("new") == had["goes"]
-    assert assignments.proxy_port("stays") == had["stays"]
+    assert assignments.proxy_port("new", Protocol.TCP) == had["goes"]
+    assert assignments.proxy_port("stays", Protocol.TCP) == had["stays"]
 
 
 def test_addresses_that_do_not_look_like_a_host_are_never_handed_out(make_config: MakeConfig) -> None:
@@ -168,10 +185,10 @@ def test_unreadable_file_is_said_once_and_replaced(
     path.write_bytes(content)
 
     assignments = Assignments(config)
-    port = assignments.proxy_port(WEB)
+    port = assignments.proxy_port(WEB, Protocol.TCP)
     assignments.save()
     assert [(record.levelno, record.__dict__["resource"]) for record in caplog.records] == [(logging.WARNING, path)]
-    assert Assignments(config).proxy_port(WEB) == port
+    assert Assignments(config).proxy_port(WEB, Protocol.TCP) == port
     assert len(caplog.records) == 1
 
 
@@ -183,7 +200,7 @@ def test_kept_numbers_that_do_not_fit_any_more_are_forgotten(make_config: MakeCo
     (config.state_dir / "assignments.json").write_text(kept)
 
     assignments = Assignments(config)
-    ports = [assignments.proxy_port(name) for name in ("c", "b", "a")]
+    ports = [assignments.proxy_port(name, Protocol.TCP) for name in ("c", "b", "a")]
     assert ports[2] == 20005
     assert len(set(ports)) == 3
     assert set(ports) <= set(config.proxy_port_range)
@@ -197,11 +214,11 @@ def test_unwritable_state_directory_is_said_once_and_healed_later(
     config = make_config()
     config.state_dir.write_text("a file where the directory should be")
     assignments = Assignments(config)
-    port = assignments.proxy_port(WEB)
+    port = assignments.proxy_port(WEB, Protocol.TCP)
     caplog.clear()  # of what was said about reading
     assignments.save()
     assignments.save()
-    assert assignments.proxy_port(WEB) == port
+    assert assignments.proxy_port(WEB, Protocol.TCP) == port
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "--state-dir" in caplog.records[0].getMessage()
 
@@ -218,10 +235,10 @@ def test_file_is_written_only_when_an_assignment_is_new(make_config: MakeConfig)
     assignments.save()
     assert not path.exists()
 
-    assignments.proxy_port(WEB)
+    assignments.proxy_port(WEB, Protocol.TCP)
     assignments.save()
     first = path.stat().st_ino
-    assignments.proxy_port(WEB)
+    assignments.proxy_port(WEB, Protocol.TCP)
     assignments.save()
     assert path.stat().st_ino == first
 

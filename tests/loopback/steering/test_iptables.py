@@ -1,5 +1,8 @@
 """When iptables steering runs commands, and what it makes of their failures; the commands are fakes."""
 
+import errno
+from typing import NoReturn
+
 import pytest
 import trio
 import trio.testing
@@ -243,6 +246,30 @@ def test_close_removes_what_is_there_even_when_cancelled(commands: FakeCommands,
         await steering.aclose()
         await steering.refresh()
         assert commands.calls() == {}
+
+    commands.add(*IPV4)
+    steer(commands, make_config, do)
+
+
+def test_node_that_cannot_be_read_is_a_failure_like_others(
+    commands: FakeCommands, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where file descriptors are short, the next attempt may find one."""
+
+    def fail() -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def do(steering: IptablesSteering) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("userspace_proxy.steering.iptables.read_node_addresses", fail)
+            patched.setattr("userspace_proxy.steering.assignments.tcp_ports_in_use", fail)
+            placements = steering.place([WEB])
+            with pytest.raises(SteeringError, match="Too many open files"):
+                await steering.apply(placements, NOBODY)
+            with pytest.raises(SteeringError, match="Too many open files"):
+                await steering.refresh()
+        await steering.apply(placements, NOBODY)
+        assert commands.calls() != {}
 
     commands.add(*IPV4)
     steer(commands, make_config, do)

@@ -10,7 +10,7 @@ from builders import frontend, node_port_frontend
 
 from userspace_proxy.config import Config
 from userspace_proxy.errors import SteeringError
-from userspace_proxy.model.names import Family
+from userspace_proxy.model.names import Family, Protocol
 from userspace_proxy.plan.state import Frontend, FrontendKind, Restrictions
 from userspace_proxy.steering.assignments import Assignments
 from userspace_proxy.steering.loopback import LoopbackSteering, open_loopback
@@ -85,6 +85,17 @@ def test_place_moves_ports_that_may_not_be_bound_past_those_of_the_service(make_
         "10.96.0.10:10080/TCP": "10080",
         "10.96.0.10:8080/TCP": "8080",
     }
+
+
+def test_place_moves_the_same_port_of_two_protocols_alike(make_config: MakeConfig) -> None:
+    """DNS is at one number for UDP and TCP: they do not stand in each other's way."""
+    steering = LoopbackSteering(Assignments(make_config()), first_port=1024)
+    tcp = frontend("10.96.0.10:53", "shop/web:dns-tcp")
+    udp = frontend("10.96.0.10:53", "shop/web:dns", protocol=Protocol.UDP)
+    taken = frontend("10.96.0.10:10053", "shop/web:own")
+    assert {at.rpartition(":")[2] for at in placed_at(steering, tcp, udp).values()} == {"10053"}
+    ports = {name: at.rpartition(":")[2] for name, at in placed_at(steering, tcp, udp, taken).items()}
+    assert ports == {"10.96.0.10:53/TCP": "20053", "10.96.0.10:53/UDP": "10053", "10.96.0.10:10053/TCP": "10053"}
 
 
 def test_place_without_any_port_to_move_to_names_the_sysctl(make_config: MakeConfig) -> None:

@@ -3,7 +3,14 @@
 import socket
 from ipaddress import IPv4Address, IPv6Address
 
-from userspace_proxy.steering.node_state import ports_in_use, read_local_addresses, read_node_addresses
+import pytest
+
+from userspace_proxy.steering.node_state import (
+    is_udp_port_in_use,
+    read_local_addresses,
+    read_node_addresses,
+    tcp_ports_in_use,
+)
 
 
 def test_addresses_of_this_node_have_loopback() -> None:
@@ -24,22 +31,39 @@ def test_local_addresses_are_those_of_both_families() -> None:
         assert IPv6Address("::1") in addresses
 
 
-def test_ports_in_use_are_those_listened_on_or_bound_for_udp() -> None:
+def test_tcp_ports_in_use_are_those_listened_on() -> None:
     """The ports of connections do not count: SO_REUSEADDR lets a listening socket have the same."""
     with (
         socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client,
         socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening,
         socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as listening6,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as udp6,
     ):
-        for ipv4 in (listening, udp):
-            ipv4.bind(("127.0.0.1", 0))
-        for ipv6 in (listening6, udp6):
-            ipv6.bind(("::1", 0))
+        listening.bind(("127.0.0.1", 0))
+        listening6.bind(("::1", 0))
         listening.listen()
         listening6.listen()
         client.connect(listening.getsockname())
-        in_use = ports_in_use()
-        assert {one.getsockname()[1] for one in (listening, listening6, udp, udp6)} <= in_use
+        in_use = tcp_ports_in_use()
+        assert {one.getsockname()[1] for one in (listening, listening6)} <= in_use
         assert client.getsockname()[1] not in in_use
+
+
+@pytest.mark.parametrize(
+    ("family", "address"),
+    [
+        (socket.AF_INET, "127.0.0.1"),
+        (socket.AF_INET, ""),
+        (socket.AF_INET6, "::1"),
+        (socket.AF_INET6, ""),
+    ],
+)
+def test_udp_port_is_in_use_while_a_socket_is_bound_to_it(family: socket.AddressFamily, address: str) -> None:
+    """At whatever address, connected or not; the trial leaves nothing behind."""
+    with socket.socket(family, socket.SOCK_DGRAM) as bound:
+        bound.bind((address, 0))
+        port = bound.getsockname()[1]
+        assert is_udp_port_in_use(port)
+        bound.connect(("127.0.0.1" if family is socket.AF_INET else "::1", 9))
+        assert is_udp_port_in_use(port)
+    assert not is_udp_port_in_use(port)
+    assert not is_udp_port_in_use(port)
