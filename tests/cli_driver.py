@@ -23,6 +23,7 @@ from urllib.request import urlopen
 import trio
 from peers import End, Peers
 
+from userspace_proxy.model.names import Protocol
 from userspace_proxy.plan.state import Backend
 
 COMMAND = (sys.executable, "-m", "userspace_proxy")
@@ -42,11 +43,18 @@ UNPRIVILEGED = (
 
 
 def free_port() -> int:
-    """Return a TCP port that is free on all addresses, and that the kernel gives to no client (ip_local_port_range)."""
+    """Return a port that is free on all addresses, for TCP and UDP, and that the kernel gives to no client.
+
+    That is, it is out of ip_local_port_range.
+    """
     for port in _PORTS:
-        with socket.socket(socket.AF_INET6) as tried:
+        with (
+            socket.socket(socket.AF_INET6) as tcp,
+            socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as udp,
+        ):
             try:
-                tried.bind(("::", port))
+                tcp.bind(("::", port))
+                udp.bind(("::", port))
             except OSError:
                 continue
             return port
@@ -96,6 +104,8 @@ def service_object(
     cluster_ips: Sequence[str] = ("10.96.0.10",),
     port: int = PORT,
     node_port: int | None = None,
+    protocol: Protocol = Protocol.TCP,
+    annotations: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return a Service with the port ``http``, as the API has it."""
     namespace, _, name = name.partition("/")
@@ -104,18 +114,18 @@ def service_object(
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": name, "namespace": namespace},
+        "metadata": {"name": name, "namespace": namespace, "annotations": dict(annotations or {})},
         "spec": {
             "type": "ClusterIP" if node_port is None else "NodePort",
             "clusterIP": cluster_ips[0],
             "clusterIPs": list(cluster_ips),
             "ipFamilies": families,
-            "ports": [{"name": "http", "protocol": "TCP", **numbers}],
+            "ports": [{"name": "http", "protocol": protocol, **numbers}],
         },
     }
 
 
-def slice_objects(service: str, *backends: Backend) -> list[dict[str, Any]]:
+def slice_objects(service: str, *backends: Backend, protocol: Protocol = Protocol.TCP) -> list[dict[str, Any]]:
     """Return EndpointSlices of a Service, one for each Backend, as each may have another port."""
     namespace, _, name = service.partition("/")
     return [
@@ -128,7 +138,7 @@ def slice_objects(service: str, *backends: Backend) -> list[dict[str, Any]]:
                 "labels": {"kubernetes.io/service-name": name},
             },
             "addressType": "IPv4" if backend.address.version == 4 else "IPv6",
-            "ports": [{"name": "http", "protocol": "TCP", "port": backend.port}],
+            "ports": [{"name": "http", "protocol": protocol, "port": backend.port}],
             "endpoints": [{"addresses": [str(backend.address)], "conditions": {"ready": True}}],
         }
         for number, backend in enumerate(backends)

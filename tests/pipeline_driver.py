@@ -11,11 +11,12 @@ import trio
 from builders import plan_settings
 from cli_driver import free_port
 
-from userspace_proxy.config import RelayLimits, SteeringKind
+from userspace_proxy.config import FlowLimits, RelayLimits, SteeringKind
 from userspace_proxy.control.counters import ControlCounters
 from userspace_proxy.control.pipeline import Pipeline
 from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.listener_set import ListenerSet
+from userspace_proxy.dataplane.udp_listener import UdpListener
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.endpoint import EndpointSlice
 from userspace_proxy.model.node import Node
@@ -124,8 +125,10 @@ class BuggyListenerSet(ListenerSet):
 
     bug_in = ""
 
-    def __init__(self, engine: Engine, limits: RelayLimits, random: Callable[[], float]) -> None:
-        super().__init__(engine, limits, random)
+    def __init__(
+        self, engine: Engine, limits: RelayLimits, flow_limits: FlowLimits, random: Callable[[], float]
+    ) -> None:
+        super().__init__(engine, limits, flow_limits, random)
         self.sources: list[SourceAddresses] = []
         """Those that were applied, in order."""
 
@@ -149,10 +152,13 @@ class Flow:
         """Connect the parts; nothing runs yet."""
         self.steering = FakeSteering()
         self.engine = Engine(trio.current_time, _raise)
-        self.listeners = BuggyListenerSet(self.engine, RelayLimits(), Random(0).random)  # noqa: S311
+        flow_limits = FlowLimits(max_total_flows=100)
+        self.listeners = BuggyListenerSet(self.engine, RelayLimits(), flow_limits, Random(0).random)  # noqa: S311
         self.steering.listeners = self.listeners
         self.counters = ControlCounters()
         self.settings = plan_settings()
+        self.settings_failure: OSError | None = None
+        """What it fails with to read them."""
         self.nodes: list[Node | None] = []
         """Those that settings were asked for."""
         self.wall_s = 1_700_000_000.0
@@ -169,6 +175,8 @@ class Flow:
 
     def _read_settings(self, node: Node | None) -> PlanSettings:
         self.nodes.append(node)
+        if self.settings_failure is not None:
+            raise self.settings_failure
         return self.settings
 
     async def feed(self, *objects: Service | EndpointSlice | Node) -> None:
@@ -196,10 +204,14 @@ class Flow:
 
     def sockets(self) -> dict[str, int]:
         """Return the listening sockets that are open: ServicePort and port to a number that no other socket has."""
-        return {
-            f"{key.service_port} {listener.sock.getsockname()[1]}": os.fstat(listener.sock.fileno()).st_ino
+        socks = {
+            key: listener._sock if isinstance(listener, UdpListener) else listener.sock
             for key, listener in self.listeners._open.items()
-            if listener.sock is not None
+        }
+        return {
+            f"{key.service_port} {sock.getsockname()[1]}": os.fstat(sock.fileno()).st_ino
+            for key, sock in socks.items()
+            if sock is not None
         }
 
     def backends(self) -> dict[str, list[str]]:
@@ -212,6 +224,7 @@ class Flow:
     def close(self) -> None:
         """Close all sockets."""
         self.listeners.close_listeners()
+        self.listeners.close_flows()
         self.engine.close()
 
 

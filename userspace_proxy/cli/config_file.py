@@ -81,8 +81,12 @@ def default_file_lines(run_parameters: Sequence[click.Parameter]) -> Iterator[st
     yield f"apiVersion: {kube_proxy.API_VERSION}"
     yield f"kind: {kube_proxy.KIND}"
     by_kube_proxy = {
-        name: (path, kind) for path, (kind, name) in APPLIED.items() if not options[name].takes_empty
-    }  # not where an empty text says something, which kube-proxy takes for nothing
+        name: (path, kind)
+        for path, (kind, name) in APPLIED.items()
+        # not where an empty text says something, which kube-proxy takes for nothing; nor udpIdleTimeout, which its
+        # newer releases do not know
+        if not options[name].takes_empty and name != "udp_idle_timeout"
+    }
     for name, (path, kind) in by_kube_proxy.items():
         *parents, key = path.split(".")
         indent = "  " * len(parents)

@@ -31,6 +31,7 @@ PATH = click.Path(readable=False, path_type=Path)
 """A path that need not be there: what cannot be read is told with all else that is wrong with manifests."""
 DEFAULTS = Config(state_dir=Path(), runtime_dir=Path())
 _LIMITS = DEFAULTS.limits
+_FLOW_LIMITS = DEFAULTS.flow_limits
 _BIND_ADDRESS = Parsed("ADDRESS:PORT", parse_bind_address)
 
 
@@ -58,6 +59,7 @@ _SOURCE = "Where Services come from"
 _NODE = "This node and its addresses"
 _STEERING = "How connections get here"
 _CONNECTIONS = "Connections"
+_FLOWS = "UDP flows"
 _SERVED = "Health and metrics"
 _FILES = "Files"
 _LOG = "Log"
@@ -171,6 +173,28 @@ _BALANCE = Option(
     default=DEFAULTS.balance.value,
     help="For Services that do not say.",
 )
+_FLOW_OPTIONS = (
+    _seconds(
+        "--udp-idle-timeout",
+        _FLOW_LIMITS.idle_timeout_s,
+        "End UDP flows without a datagram either way for so long, for Services that do not say.",
+        section=_FLOWS,
+    ),
+    Option(
+        ["--udp-max-flows"],
+        section=_FLOWS,
+        type=click.IntRange(min=1),
+        default=_FLOW_LIMITS.max_flows,
+        help="Flows open at a time, per listener; one more ends the one silent for longest.",
+    ),
+    Option(
+        ["--udp-max-total-flows"],
+        section=_FLOWS,
+        type=click.IntRange(min=1),
+        show_default="half of the files or local ports there are",
+        help="Flows open at a time, in all.",
+    ),
+)
 _STATE_DIR = Option(
     ["--state-dir"],
     section=_FILES,
@@ -232,6 +256,7 @@ def run_options(config: Option) -> tuple[click.Parameter, ...]:
             section=_CONNECTIONS,
             zero=True,
         ),
+        *_FLOW_OPTIONS,
         Option(
             ["--healthz-bind-address"],
             section=_SERVED,
@@ -264,7 +289,9 @@ def run_options(config: Option) -> tuple[click.Parameter, ...]:
             show_default="/run/userspace-proxy, or the user's runtime directory",
             help="Holds the lock against a second instance.",
         ),
-        Option(["--log-connections"], section=_LOG, is_flag=True, help="Log each connection when it ends."),
+        Option(
+            ["--log-connections"], section=_LOG, is_flag=True, help="Log each connection and UDP flow when it ends."
+        ),
         *log_options("info"),
     )
 

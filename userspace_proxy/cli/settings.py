@@ -13,6 +13,7 @@ from userspace_proxy.config import (
     ApiAccess,
     Config,
     DetectLocalMode,
+    FlowLimits,
     RelayLimits,
     SteeringKind,
     default_runtime_dir,
@@ -28,14 +29,20 @@ _IN_POD = "KUBERNETES_SERVICE_HOST"
 """Set in every container of a cluster."""
 _NEAREST_FIRST = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 """Where an option can be set, what wins first."""
-_LIMIT_OPTIONS = (
-    ("dial_next_after", "_s"),
-    ("dial_timeout", "_s"),
-    ("idle_timeout", "_s"),
-    ("half_closed_timeout", "_s"),
-    ("max_connections", ""),
-)
-"""Options of ``run`` that are fields of RelayLimits, with the unit that the field's name has."""
+_LIMIT_FIELDS = {
+    "dial_next_after": "dial_next_after_s",
+    "dial_timeout": "dial_timeout_s",
+    "idle_timeout": "idle_timeout_s",
+    "half_closed_timeout": "half_closed_timeout_s",
+    "max_connections": "max_connections",
+}
+"""Options of ``run`` that are fields of RelayLimits."""
+_FLOW_LIMIT_FIELDS = {
+    "udp_idle_timeout": "idle_timeout_s",
+    "udp_max_flows": "max_flows",
+    "udp_max_total_flows": "max_total_flows",
+}
+"""Options of ``run`` that are fields of FlowLimits."""
 
 
 def build_config(context: click.Context) -> Config:
@@ -60,7 +67,8 @@ def build_config(context: click.Context) -> Config:
         "runtime_dir": given.get("runtime_dir") or default_runtime_dir(os.environ, uid),
         "steering": SteeringKind(given["steering"]),
         "balance": Balance(given["balance"]),
-        "limits": RelayLimits(**{f"{name}{unit}": given[name] for name, unit in _LIMIT_OPTIONS if name in given}),
+        "limits": RelayLimits(**_fields(given, _LIMIT_FIELDS)),
+        "flow_limits": FlowLimits(**_fields(given, _FLOW_LIMIT_FIELDS)),
         "healthz_bind_address": _healthz_bind_address(context, has_manifests=bool(manifests)),
     }
     same = ("loopback_range", "proxy_port_range", "metrics_bind_address", "bind_address_hard_fail")
@@ -68,6 +76,11 @@ def build_config(context: click.Context) -> Config:
     if "drain_timeout" in given:
         chosen["drain_timeout_s"] = given["drain_timeout"]
     return Config(**chosen)
+
+
+def _fields(given: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of options by the names of their fields; a command that has not all options leaves defaults."""
+    return {field: given[name] for name, field in fields.items() if name in given}
 
 
 def _chosen_manifests(context: click.Context) -> tuple[Path, ...]:

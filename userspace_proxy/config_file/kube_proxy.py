@@ -1,12 +1,12 @@
 """A KubeProxyConfiguration: which of kube-proxy's settings apply here, and what is said of the others.
 
-As kube-proxy does it: an unknown key is forgiven with a warning, a zero value says nothing. Entry point:
-``parse_kube_proxy``.
+As kube-proxy does it: an unknown key is forgiven with a warning, a zero value says nothing. Its own default of
+``udpIdleTimeout``, 250 ms, says nothing either; any other value applies. Entry point: ``parse_kube_proxy``.
 
 Source: pkg/proxy/apis/config/validation/validation.go and cmd/kube-proxy/app/options.go of Kubernetes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 
 from attrs import define, field, frozen
@@ -32,8 +32,9 @@ _INTERFACE_KEYS = {
 }
 """Modes that tell pods by the interface that their packets come in at, which no socket knows; and what they need."""
 _DEFAULT_PORTS = {"healthzBindAddress": HEALTHZ_BIND_ADDRESS[1], "metricsBindAddress": METRICS_BIND_ADDRESS[1]}
-_NO_RANGES = ("0", "0-0")
-"""Texts of ``portRange`` that leave the choice to kube-proxy."""
+_NO_CHOICE: Mapping[str, tuple[object, ...]] = {"portRange": ("0", "0-0"), "udpIdleTimeout": (0.25,)}
+"""Values of applied keys that leave the choice to the proxy. 250 ms is kube-proxy's own default, in many a file only as
+that was dumped with all defaults; applied, it would cut off every UDP answer that takes longer."""
 
 
 @frozen
@@ -95,7 +96,7 @@ class _Reader:
                 self.not_applied.append(place)
         elif place.path == "detectLocalMode" and value in _INTERFACE_KEYS:
             self.not_applied.append(place)
-        elif value and not (place.path == "portRange" and value in _NO_RANGES):
+        elif value and value not in _NO_CHOICE.get(place.path, ()):
             self.settings.append(Setting(str(known), _completed(place.path, value), place))
 
     def _validate(self, place: Place, kind: Kind, value: object) -> None:

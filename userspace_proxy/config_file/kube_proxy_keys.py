@@ -18,6 +18,7 @@ APPLIED: Mapping[str, tuple[Kind, str]] = {
     "healthzBindAddress": (Kind.TEXT, "healthz_bind_address"),
     "metricsBindAddress": (Kind.TEXT, "metrics_bind_address"),
     "bindAddressHardFail": (Kind.FLAG, "bind_address_hard_fail"),
+    "udpIdleTimeout": (Kind.DURATION, "udp_idle_timeout"),
 }
 """The keys that mean an option of ours, by their path."""
 
@@ -32,7 +33,6 @@ _SECTIONS: Mapping[str, Mapping[str, tuple[Kind, object]]] = {
         "mode": (Kind.TEXT, ""),
         "oomScoreAdj": (Kind.INTEGER, -999),
         "showHiddenMetricsForVersion": (Kind.TEXT, ""),
-        "udpIdleTimeout": (Kind.DURATION, 0.25),
         "windowsRunAsService": (Kind.FLAG, False),
     },
     "clientConnection.": {

@@ -1,8 +1,8 @@
 """AppliedState: what is in force of the DesiredState in this process, and what steering has to be told.
 
 It opens what is new and replaces Pools and Routes at once; listeners and Pools that rules still lead to are closed
-only once steering has been told. A change of one Service costs in proportion to it. It never calls ``Steering.apply``,
-and plans nothing. Entry point: ``AppliedState``.
+only once steering has been told, but for those of UDP. A change of one Service costs in proportion to it. It never
+calls ``Steering.apply``, and plans nothing. Entry point: ``AppliedState``.
 """
 
 import logging
@@ -16,7 +16,7 @@ from userspace_proxy.control.counters import ControlCounters
 from userspace_proxy.control.plan_facts import PlanFacts
 from userspace_proxy.dataplane.listener_set import ListenerSet
 from userspace_proxy.errors import SteeringError
-from userspace_proxy.model.names import NamespacedName
+from userspace_proxy.model.names import NamespacedName, Protocol
 from userspace_proxy.plan.claims import by_name
 from userspace_proxy.plan.diff import diff_states
 from userspace_proxy.plan.state import DesiredState, ListenerKey, PoolKey, Restrictions, SourceAddresses
@@ -111,12 +111,12 @@ class AppliedState:
             for pool in diff.pools_replaced:
                 self._pools_to_remove.discard(pool.key)
                 self._listeners.apply_pool(pool)
-            self._pools_to_remove.update(diff.pools_removed)
             if name in again or diff.frontends_added or diff.frontends_removed:
                 self._place(name)
                 again.discard(name)
             elif diff.routes_replaced:
                 self._apply_routes(name)
+            self._drop_pools(diff.pools_removed)
             if self.facts.update(name, self._desired.services.get(name)):
                 self._note_unsteered(name)
             yield
@@ -178,11 +178,23 @@ class AppliedState:
         for name in names:
             plan = self._desired.services.get(name)
             pools = plan.pools if plan else {}
-            self._pools_to_remove |= there[name]
             self._pools_to_remove -= pools.keys()
             for pool in pools.values():
                 self._listeners.apply_pool(pool)
+            self._drop_pools(there[name] - pools.keys())
             yield
+
+    def _drop_pools(self, keys: Iterable[PoolKey]) -> None:
+        """Have Pools forgotten: those of TCP once nothing leads to them any more.
+
+        Those of UDP at once. A client may send on and on, and none of that may reach what was a Backend of a Service
+        that is no more, however long steering takes and whether it fails.
+        """
+        for key in keys:
+            if key.service_port.protocol is Protocol.UDP:
+                self._listeners.remove_pool(key)
+            else:
+                self._pools_to_remove.add(key)
 
     def _apply_routes(self, name: NamespacedName) -> None:
         routes = self._desired.services[name].routes
@@ -202,25 +214,28 @@ class AppliedState:
             self._unplaced[name] = str(error)
             self._apply_routes(name)
             return
-        if self._unplaced.pop(name, None):
-            LOG.info("has its place after all", extra={"service": str(name)})
         routes = plan.routes if plan else {}
         wanted = {placement.listener.key: placement for placement in placements}
-        self._listeners_to_remove -= wanted.keys()
-        for placement in wanted.values():
+        before = self._placements.get(name, ())
+        for key, placement in wanted.items():
             self._listeners.apply_listener(placement.listener, routes[placement.frontend])
-        for placement in self._placements.get(name, ()):
+            if placement not in before:  # noted at once: a bug below must not leave a listener that nobody knows of
+                self._placements[name] = (*self._placements.get(name, ()), placement)
+            self._listeners_to_remove.discard(key)
+        for placement in before:
             key = placement.listener.key
             if key in wanted:
                 continue
-            if key.frontend is None:
+            if key.frontend is None and key.service_port.protocol is not Protocol.UDP:
                 self._listeners_to_remove.add(key)  # rules still lead to it
-            else:
-                self._forget_listener(key)  # another Service may get its address in this very reconcile
+            else:  # another Service may get its address in this very reconcile; of UDP see _drop_pools
+                self._forget_listener(key)
         if placements:
             self._placements[name] = placements
         else:
             self._placements.pop(name, None)
+        if self._unplaced.pop(name, None):
+            LOG.info("has its place after all", extra={"service": str(name)})
         self._note_unsteered(name)
 
     def _note_unsteered(self, name: NamespacedName) -> None:

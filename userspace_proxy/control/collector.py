@@ -16,7 +16,13 @@ from prometheus_client.registry import Collector
 import userspace_proxy
 from userspace_proxy.control.admin_http import Response
 from userspace_proxy.control.counters import ControlCounters
-from userspace_proxy.dataplane.counters import DIAL_DURATION_BOUNDS_S, EngineCounters, Histogram
+from userspace_proxy.dataplane.counters import (
+    DIAL_DURATION_BOUNDS_S,
+    EngineCounters,
+    FlowCounters,
+    Histogram,
+    ServiceCounters,
+)
 from userspace_proxy.model.names import Family
 from userspace_proxy.sources.base import ApiState
 from userspace_proxy.telemetry import metric_names
@@ -87,6 +93,8 @@ class MetricsCollector(Collector):
         """Yield the families; a label set appears at most once in each, whatever the engines hold."""
         engines = self._engines()
         yield from _service_families(engines)
+        yield from _flow_families(engines)
+        yield _family(metric_names.RELAYED_BYTES, _relayed_bytes(engines))
         yield from _engine_families(engines, self._control)
         yield from _control_families(self._control)
         yield from _api_families(self._api)
@@ -112,17 +120,47 @@ def _service_families(engines: Mapping[str, EngineCounters]) -> Iterator[Metric]
         ),
     )
     yield _family(
-        metric_names.RELAYED_BYTES,
-        (
-            ((service, direction), count)
-            for _, service, _, it in rows
-            for direction, count in (("to_backend", it.bytes_to_backend), ("to_client", it.bytes_to_client))
-        ),
-    )
-    yield _family(
         metric_names.DIALS,
         (((service, outcome), count) for _, service, _, it in rows for outcome, count in it.dials.items()),
     )
+
+
+def _flow_families(engines: Mapping[str, EngineCounters]) -> Iterator[Metric]:
+    rows = [
+        (worker, service, counters)
+        for worker, engine in engines.items()
+        for service, counters in engine.udp_services.items()
+    ]
+    yield _family(metric_names.UDP_FLOWS_ACTIVE, (((service, worker), it.active) for worker, service, it in rows))
+    yield _family(metric_names.UDP_FLOWS, (((service,), it.flows) for _, service, it in rows))
+    yield _family(
+        metric_names.UDP_FLOWS_ENDED,
+        (((service, reason), count) for _, service, it in rows for reason, count in it.ended.items()),
+    )
+    yield _family(
+        metric_names.UDP_DATAGRAMS,
+        (
+            ((service, direction), count)
+            for _, service, it in rows
+            for direction, count in (("to_backend", it.datagrams_to_backend), ("to_client", it.datagrams_to_client))
+        ),
+    )
+    yield _family(
+        metric_names.UDP_DATAGRAMS_DROPPED,
+        (((service, reason), count) for _, service, it in rows for reason, count in it.dropped.items()),
+    )
+    yield _family(metric_names.UDP_DATAGRAMS_RESENT, (((service,), it.resent) for _, service, it in rows))
+
+
+def _relayed_bytes(engines: Mapping[str, EngineCounters]) -> Iterator[tuple[tuple[str, str], int]]:
+    for engine in engines.values():
+        rows: list[tuple[str, ServiceCounters | FlowCounters]] = [
+            (service, counters) for (service, _), counters in engine.services.items()
+        ]
+        rows += engine.udp_services.items()
+        for service, it in rows:
+            yield (service, "to_backend"), it.bytes_to_backend
+            yield (service, "to_client"), it.bytes_to_client
 
 
 def _engine_families(engines: Mapping[str, EngineCounters], control: ControlCounters) -> Iterator[Metric]:

@@ -11,6 +11,7 @@ import trio
 from userspace_proxy.control.pipeline import Pipeline
 from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.listener_set import ListenerSet
+from userspace_proxy.model.names import Protocol
 from userspace_proxy.sources.base import ApiState
 
 LOG = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ LOG = logging.getLogger(__name__)
 def log_state(
     pipeline: Pipeline, listeners: ListenerSet, engine: Engine, *, api: ApiState | None, now_s: float
 ) -> Generator[None, None, None]:
-    """Log counts, failures and the tree of tasks, then each Backend with its connections, a Pool at each step.
+    """Log counts, failures and the tree of tasks, then each Backend with its connections or flows, a Pool at each step.
 
     Args:
         pipeline: Knows what should be.
@@ -29,10 +30,11 @@ def log_state(
         now_s: In seconds since the epoch.
     """
     LOG.info(
-        "state: %d services, %d listeners, %d connections, %d file descriptors watched",
+        "state: %d services, %d listeners, %d connections, %d flows, %d file descriptors watched",
         len(pipeline.desired.services),
         listeners.open_listeners,
         listeners.open_relays,
+        listeners.open_flows,
         len(engine.handlers),
     )
     for failure in pipeline.failures:
@@ -44,10 +46,12 @@ def log_state(
     for line in [] if root is None else _task_lines(root, 0):
         LOG.info("task: %s", line)
     for key, pool in list(listeners.pools()):
+        noun = "flows" if key.service_port.protocol is Protocol.UDP else "connections"
         for member in pool.members:
             LOG.info(
-                "state: backend with %d open connections, %d made",
+                "state: backend with %d open %s, %d made",
                 member.open,
+                noun,
                 member.connections,
                 extra={"service": str(key.service_port), "backend": str(member.backend)},
             )

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from userspace_proxy.config import Config
 from userspace_proxy.control.admin_http import Response, Routes, serve_admin, text_response
@@ -28,7 +28,7 @@ from userspace_proxy.control.engine_loop import run_engine
 from userspace_proxy.control.health import Health
 from userspace_proxy.control.instance_lock import instance_lock
 from userspace_proxy.control.pipeline import Pipeline
-from userspace_proxy.control.process_limits import raise_open_files_limit
+from userspace_proxy.control.process_limits import count_local_ports, flow_limits_within, raise_open_files_limit
 from userspace_proxy.control.service_health import ServiceHealthFacts, run_service_health
 from userspace_proxy.control.service_manager import ServiceManager
 from userspace_proxy.control.source import run_source
@@ -73,7 +73,8 @@ class Running:
 async def run_control(config: Config, on_ready: Callable[[Running], None]) -> None:
     """Serve until SIGTERM or SIGINT, drain, clean up, and return.
 
-    The first signal lets open connections end until ``Config.drain_timeout_s``, a second one resets them at once.
+    The first signal lets open connections end until ``Config.drain_timeout_s``, and flows get their late answers; a
+    second one ends all at once.
     SIGHUP reads all manifests again, SIGUSR1 writes the state to the log. An API server that cannot be reached is
     tried for ever, at the start too: what a run before has left in force stays as it is meanwhile.
 
@@ -89,7 +90,9 @@ async def run_control(config: Config, on_ready: Callable[[Running], None]) -> No
     """
     started_s = trio.current_time()
     limit = raise_open_files_limit()
-    LOG.debug("open files limit", extra={"reason": f"soft limit was {limit.before}, is {limit.after}"})
+    config = evolve(config, flow_limits=flow_limits_within(config.flow_limits, limit, count_local_ports()))
+    flows = config.flow_limits.max_total_flows
+    LOG.debug("open files limit", extra={"reason": f"soft limit was {limit.before}, is {limit.after}; {flows} flows"})
     with instance_lock(config.runtime_dir):
         chosen = await choose_steering(config)
         for line in chosen.explain():
@@ -104,7 +107,8 @@ class _Control:
         self._counters = ControlCounters()
         self._engine = Engine(time.monotonic, _report_bug)
         self._after_turn = trio.lowlevel.ParkingLot()
-        self._listeners = ListenerSet(self._engine, config.limits, random.Random().random)  # noqa: S311 - no secret
+        randomness = random.Random()  # noqa: S311 - no secret
+        self._listeners = ListenerSet(self._engine, config.limits, config.flow_limits, randomness.random)
         self._pipeline = Pipeline(
             steering=chosen.steering,
             listeners=self._listeners,
@@ -164,6 +168,7 @@ class _Control:
         try:
             self._listeners.close_listeners()
             self._listeners.abort_relays()
+            self._listeners.close_flows()
             self._engine.close()
         finally:
             with trio.CancelScope(shield=True):
@@ -259,7 +264,7 @@ class _Control:
                 LOG.info(what, extra={"address": "{} port {}".format(*bound)})
 
     def _engine_counters(self) -> Mapping[str, EngineCounters]:
-        self._listeners.report_bytes()
+        self._listeners.report()
         return {"control": self._engine.counters}
 
     def _readiness(self) -> Response:
@@ -326,15 +331,17 @@ class _Control:
                     self._stopping.set()
 
     async def _drain(self) -> None:
-        """Accept no more, and wait for open connections to end, as long as they may."""
-        self._listeners.close_listeners()
+        """Accept no more, and wait for connections and flows to end, as long as they may; flows take some seconds."""
+        listeners = self._listeners
+        listeners.close_listeners()
         with trio.move_on_after(self._config.drain_timeout_s) as scope:
-            while self._listeners.open_relays:
+            while listeners.open_relays or listeners.open_flows:
                 await self._after_turn.park()
         if scope.cancelled_caught:
+            left = f"{listeners.open_relays} connections, {listeners.open_flows} flows"
             LOG.warning(
-                "the drain time is over; the connections left are reset",
-                extra={"reason": f"{self._listeners.open_relays} connections after {self._config.drain_timeout_s} s"},
+                "the drain time is over; the connections left are reset, the flows ended",
+                extra={"reason": f"{left} after {self._config.drain_timeout_s} s"},
             )
 
 
@@ -356,4 +363,4 @@ def _health_check_addresses(settings: PlanSettings) -> Iterator[IPAddress]:
 
 
 def _report_bug(error: Exception) -> None:
-    LOG.error("a bug in the data plane ended one connection", exc_info=error)
+    LOG.error("a bug in the data plane ended one connection or flow", exc_info=error)

@@ -73,6 +73,8 @@ class Pipeline:
         self._node: Node | None = None
         self._settings = settings(None)
         self._settings_are_due = False
+        self._has_stale_settings = False
+        """They could not be read when they were last asked for."""
         self._changes = Changes()
         self._problems = ProblemLog(on_problem)
         self._planning = trio.Lock()
@@ -266,8 +268,17 @@ class Pipeline:
             self._counters.reconcile_duration.observe(trio.current_time() - started)
 
     def _renew_settings(self) -> None:
-        settings = self._read_settings(self._node)
-        self._settings_are_due = False
+        try:
+            settings = self._read_settings(self._node)
+        except OSError as error:  # no file descriptor is left
+            if not self._has_stale_settings:
+                LOG.error(  # noqa: TRY400 - a known failure
+                    "the addresses of this node cannot be read: %s; until they can, those known before count",
+                    error.strerror,
+                )
+            self._has_stale_settings = self._settings_are_due = True
+            return
+        self._has_stale_settings = self._settings_are_due = False
         if settings != self._settings:
             self._settings = settings
             self._applied.facts.note_health_check_change()  # load balancers may have to ask elsewhere

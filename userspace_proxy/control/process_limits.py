@@ -1,8 +1,17 @@
-"""Limits of this process: as many descriptors as it may have."""
+"""Limits of this process: as many descriptors as it may have, and as many flows as it can have beside all else."""
 
 import resource
+from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
+
+from userspace_proxy.config import FlowLimits
+
+UNLIMITED = 1 << 20
+"""What stands for no limit at all, where something says so: Linux' default of fs.nr_open, proc_sys_fs(5)."""
+
+_LOCAL_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOCAL_PORTS = 28232
 
 
 @frozen
@@ -29,3 +38,23 @@ def raise_open_files_limit() -> OpenFilesLimit:
         except (OSError, ValueError):
             return OpenFilesLimit(before, before)
     return OpenFilesLimit(before, hard)
+
+
+def count_local_ports(path: Path = _LOCAL_PORT_RANGE) -> int:
+    """Return how many ports this node has for sockets that are not bound to one; all of them have to share these.
+
+    Source: ip(7), ip_local_port_range.
+    """
+    try:
+        first, last = map(int, path.read_text(encoding="ascii").split())
+    except (OSError, ValueError):  # no /proc: what Linux has by default
+        return _LOCAL_PORTS
+    return last - first + 1
+
+
+def flow_limits_within(limits: FlowLimits, files: OpenFilesLimit, local_ports: int) -> FlowLimits:
+    """Return limits with a number of flows in all: by default half of what there is, as each has a file and a port."""
+    if limits.max_total_flows is not None:
+        return limits
+    available = UNLIMITED if files.after == resource.RLIM_INFINITY else files.after
+    return evolve(limits, max_total_flows=max(min(available, local_ports) // 2, 1))

@@ -18,6 +18,7 @@ from userspace_proxy.steering.base import Placement
 def settings_lines(config: Config) -> Iterator[str]:
     """Yield the settings that are in force, one a line."""
     limits = config.limits
+    flows = config.flow_limits
     ports = config.proxy_port_range
     rows = (
         *_source_rows(config),
@@ -34,6 +35,9 @@ def settings_lines(config: Config) -> Iterator[str]:
         ("half-closed-timeout", _seconds_or_off(limits.half_closed_timeout_s)),
         ("max-connections", "off" if limits.max_connections is None else f"{limits.max_connections} per listener"),
         ("drain-timeout", f"{config.drain_timeout_s:g} s"),
+        ("udp-idle-timeout", f"{flows.idle_timeout_s:g} s"),
+        ("udp-max-flows", f"{flows.max_flows} per listener"),
+        ("udp-max-total-flows", str(flows.max_total_flows or "half of the files or local ports there are")),
         ("loopback-range", str(config.loopback_range)),
         ("proxy-port-range", f"{ports[0]}-{ports[-1]}"),
         ("metrics-bind-address", _address_or_off(config.metrics_bind_address)),
@@ -157,6 +161,7 @@ def _frontend_document(plan: ServicePlan, placement: Placement) -> dict[str, Any
         "listener": placement.listens_at,
         "balance": pool.balance,
         "affinity_timeout_s": pool.affinity_timeout_s,
+        "udp": None if pool.udp is None else {"balance": pool.udp.balance, "idle_timeout_s": pool.udp.idle_timeout_s},
         "source_ranges": [str(network) for network in route.source_ranges],
         "backends": _backend_texts(plan, route.outside),
         "clients": {

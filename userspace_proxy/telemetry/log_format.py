@@ -18,7 +18,7 @@ from userspace_proxy.telemetry.log_keys import LOG_KEYS
 
 PACKAGE = "userspace_proxy"
 CONNECTION_LOGGER = "userspace_proxy.connections"
-"""The logger with one record for each connection that has ended."""
+"""The logger with one record for each connection and each UDP flow that has ended."""
 
 
 class LogFormat(StrEnum):

@@ -23,6 +23,8 @@ LOG_KEYS: Mapping[str, str] = MappingProxyType(
         "attempt": "number of an attempt, from 1",
         "duration_s": "seconds",
         "dial_duration_s": "seconds from accept until a Backend was connected",
+        "datagrams_to_backend": "datagrams of a flow sent to the Backend",
+        "datagrams_to_client": "datagrams of a flow sent to the client",
         "bytes_to_backend": "bytes relayed from the client to the Backend",
         "bytes_to_client": "bytes relayed from the Backend to the client",
     }

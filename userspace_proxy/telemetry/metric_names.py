@@ -60,6 +60,31 @@ DIAL_DURATION = MetricName(
     "userspace_proxy_dial_duration_seconds",
     "Time until a backend accepted a connection.",
 )
+UDP_FLOWS_ACTIVE = MetricName(
+    MetricType.GAUGE, "userspace_proxy_udp_flows_active", "UDP flows open now.", ("service", "worker")
+)
+UDP_FLOWS = MetricName(MetricType.COUNTER, "userspace_proxy_udp_flows_total", "UDP flows created.", ("service",))
+UDP_FLOWS_ENDED = MetricName(
+    MetricType.COUNTER, "userspace_proxy_udp_flows_ended_total", "Ended UDP flows, by reason.", ("service", "reason")
+)
+UDP_DATAGRAMS = MetricName(
+    MetricType.COUNTER,
+    "userspace_proxy_udp_datagrams_total",
+    "Datagrams relayed, by direction (to_backend, to_client).",
+    ("service", "direction"),
+)
+UDP_DATAGRAMS_DROPPED = MetricName(
+    MetricType.COUNTER,
+    "userspace_proxy_udp_datagrams_dropped_total",
+    "Datagrams of either direction that were not delivered, by reason.",
+    ("service", "reason"),
+)
+UDP_DATAGRAMS_RESENT = MetricName(
+    MetricType.COUNTER,
+    "userspace_proxy_udp_datagrams_resent_total",
+    "Datagrams sent once more, to another backend, as the first one refused them.",
+    ("service",),
+)
 ACCEPT_PAUSES = MetricName(
     MetricType.COUNTER,
     "userspace_proxy_accept_pauses_total",
@@ -222,6 +247,12 @@ ALL = (
     RELAYED_BYTES,
     DIALS,
     DIAL_DURATION,
+    UDP_FLOWS_ACTIVE,
+    UDP_FLOWS,
+    UDP_FLOWS_ENDED,
+    UDP_DATAGRAMS,
+    UDP_DATAGRAMS_DROPPED,
+    UDP_DATAGRAMS_RESENT,
     ACCEPT_PAUSES,
     LISTEN_FAILURES,
     RECONCILE_DURATION,

@@ -19,7 +19,9 @@ from userspace_proxy.config import (
     ApiAccess,
     Config,
     DetectLocalMode,
+    FlowLimits,
     NodePortAddresses,
+    RelayLimits,
 )
 from userspace_proxy.config_file.kube_proxy_keys import APPLIED
 from userspace_proxy.errors import ConfigError
@@ -75,6 +77,13 @@ def test_every_option_of_an_api_server_is_in_the_config() -> None:
     )
     assert not config.serves_external_ips
     assert config.healthz_bind_address == (ip_address("10.0.0.9"), 1)
+
+
+def test_every_option_of_udp_is_in_the_config() -> None:
+    """In the fields that bound flows, and in no other."""
+    config = config_of(*API, "--udp-idle-timeout", "0.5", "--udp-max-flows", "7", "--udp-max-total-flows", "9")
+    assert config.flow_limits == FlowLimits(idle_timeout_s=0.5, max_flows=7, max_total_flows=9)
+    assert config.limits == RelayLimits()
 
 
 def test_defaults_are_those_of_the_config() -> None:
@@ -236,7 +245,7 @@ def test_config_file_can_set_everything(tmp_path: Path) -> None:
         f"{KUBE_PROXY}clientConnection: {{kubeconfig: k.conf}}\nclusterCIDR: 10.244.0.0/16\nportRange: 20000-20999\n"
         f"nodePortAddresses: [primary]\nbindAddressHardFail: true\n---\n{OWN}steering: loopback\nmaxConnections: 9\n"
         "externalIPs: false\nloopbackRange: 127.50.0.0/16\nstateDir: here\nserviceProxyName: ours\nidleTimeout: 1.5\n"
-        'metricsBindAddress: ""\n',
+        'metricsBindAddress: ""\nudpIdleTimeout: 0.5\nudpMaxFlows: 7\nudpMaxTotalFlows: 9\n',
     )
     config = config_of(*file)
     assert config.api == ApiAccess(Path("k.conf"), service_proxy_name="ours")
@@ -246,10 +255,21 @@ def test_config_file_can_set_everything(tmp_path: Path) -> None:
     assert config.bind_address_hard_fail
     assert config.steering == "loopback"
     assert (config.limits.max_connections, config.limits.idle_timeout_s) == (9, 1.5)
+    assert config.flow_limits == FlowLimits(idle_timeout_s=0.5, max_flows=7, max_total_flows=9)
     assert not config.serves_external_ips
     assert config.loopback_range == ip_network("127.50.0.0/16")
     assert config.state_dir == Path("here")
     assert config.metrics_bind_address is None
+
+
+@pytest.mark.parametrize(("duration", "idle_timeout_s"), [("1m30s", 90.0), ("250ms", 60.0), ("0s", 60.0)])
+def test_udp_idle_timeout_of_kube_proxy_applies_unless_it_is_its_default(
+    tmp_path: Path, duration: str, idle_timeout_s: float
+) -> None:
+    """A file with 250 ms was dumped with all defaults: nobody wants UDP answers cut off."""
+    file = written(tmp_path / "f", f"{KUBE_PROXY}udpIdleTimeout: {duration}\n")
+    assert config_of(*API, *file).flow_limits.idle_timeout_s == idle_timeout_s
+    assert config_of(*API, *file, "--udp-idle-timeout", "7").flow_limits.idle_timeout_s == 7
 
 
 def refusal(directory: Path, text: str) -> str:
@@ -268,6 +288,14 @@ def refusal(directory: Path, text: str) -> str:
         (OWN + "dialTimeout: 0", "3: dialTimeout cannot be used: 0.0 is not in the range x>0"),
         (OWN + "dialTimeout: .inf", "3: dialTimeout cannot be used: inf is no number of seconds"),
         (OWN + "maxConnections: 0", "3: maxConnections cannot be used: 0 is not in the range x>=1"),
+        (OWN + "udpIdleTimeout: 0", "3: udpIdleTimeout cannot be used: 0.0 is not in the range x>0"),
+        (OWN + "udpIdleTimeout: 90s", "3: udpIdleTimeout must be a number, not '90s'"),
+        (OWN + "udpMaxFlows: 0", "3: udpMaxFlows cannot be used: 0 is not in the range x>=1"),
+        (OWN + "udpMaxTotalFlows: 0", "3: udpMaxTotalFlows cannot be used: 0 is not in the range x>=1"),
+        (
+            f"{OWN}udpIdleTimeout: 9\n---\n{KUBE_PROXY}udpIdleTimeout: 9s",
+            "3: udpIdleTimeout says again what udpIdleTimeout (line 7) says; remove one of them",
+        ),
         (OWN + "dialTimout: 1", "3: dialTimout is no key of UserspaceProxyConfiguration; the nearest is dialTimeout"),
         (
             OWN + "externalips: true",
@@ -334,6 +362,12 @@ def test_default_file_has_addresses_to_listen_on_where_an_empty_text_means_nowhe
     lines = list(default_file_lines(RUN.params))
     second = lines[lines.index("---") :]
     assert {"healthzBindAddress: null", 'metricsBindAddress: "127.0.0.1:10249"'} <= set(second)
+
+
+def test_default_file_has_the_idle_time_out_of_udp_among_our_own_settings() -> None:
+    """In seconds: a newer kube-proxy that reads the same file would warn of a key that it does not know."""
+    lines = list(default_file_lines(RUN.params))
+    assert lines.index("udpIdleTimeout: 60.0") > lines.index("---")
 
 
 def test_every_key_of_kube_proxy_that_applies_has_its_option() -> None:

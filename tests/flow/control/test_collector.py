@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 import userspace_proxy
+from userspace_proxy.balance.flow_outcome import DropReason, FlowEnd
 from userspace_proxy.control.admin_http import Response
 from userspace_proxy.control.collector import build_registry, metrics_page
 from userspace_proxy.control.cooperate import cooperate
@@ -22,6 +23,7 @@ from userspace_proxy.telemetry import metric_names
 from userspace_proxy.telemetry.metric_names import MetricName, MetricType
 
 WEB = ("shop/web:http", Protocol.TCP)
+DNS = "shop/dns:dns"
 
 
 def in_one_go(page: Generator[None, None, Response]) -> Response:
@@ -57,6 +59,14 @@ def busy_engine() -> EngineCounters:
     web.closed["-", "-"] += 5
     web.dials["ok"] += 9
     web.dials["refused"] += 1
+    dns = engine.udp_services[DNS]
+    dns.flows, dns.active, dns.resent = 30, 8, 1
+    dns.datagrams_to_backend, dns.datagrams_to_client = 100, 90
+    dns.bytes_to_backend, dns.bytes_to_client = 4000, 30000
+    dns.ended[FlowEnd.IDLE] += 20
+    dns.ended[FlowEnd.EVICTED] += 2
+    dns.dropped[DropReason.TOO_BIG] += 5
+    dns.dropped[DropReason.NO_ENDPOINT] += 4
     engine.accept_pauses["EMFILE"] += 4
     engine.affinity_evictions += 7
     engine.unexpected_errors += 1
@@ -111,6 +121,8 @@ def test_scrape_of_one_engine_has_its_values_under_the_right_labels() -> None:
     assert values(families["userspace_proxy_relayed_bytes"]) == {
         ("to_backend", "shop/web:http"): 1000,
         ("to_client", "shop/web:http"): 20000,
+        ("to_backend", DNS): 4000,
+        ("to_client", DNS): 30000,
     }
     assert values(families["userspace_proxy_dials"]) == {("ok", "shop/web:http"): 9, ("refused", "shop/web:http"): 1}
     assert values(families["userspace_proxy_accept_pauses"]) == {("EMFILE",): 4}
@@ -124,6 +136,42 @@ def test_scrape_of_one_engine_has_its_values_under_the_right_labels() -> None:
     assert values(families["userspace_proxy_build_info"]) == {
         (platform.python_version(), userspace_proxy.__version__): 1
     }
+
+
+def test_scrape_says_what_became_of_flows_and_datagrams() -> None:
+    """By Service; each end and each drop by its reason."""
+    families = scrape({"control": busy_engine()})
+    assert values(families["userspace_proxy_udp_flows_active"]) == {(DNS, "control"): 8}
+    assert values(families["userspace_proxy_udp_flows"]) == {(DNS,): 30}
+    assert values(families["userspace_proxy_udp_flows_ended"]) == {("idle", DNS): 20, ("evicted", DNS): 2}
+    assert values(families["userspace_proxy_udp_datagrams"]) == {("to_backend", DNS): 100, ("to_client", DNS): 90}
+    assert values(families["userspace_proxy_udp_datagrams_dropped"]) == {("too_big", DNS): 5, ("no_endpoint", DNS): 4}
+    assert values(families["userspace_proxy_udp_datagrams_resent"]) == {(DNS,): 1}
+
+
+def test_scrape_of_a_udp_service_without_traffic_has_zeroes() -> None:
+    """A rate over them begins with the first datagram, not with the second; ends and drops come with their reasons."""
+    engine = EngineCounters()
+    assert engine.udp_services[DNS].flows == 0
+    families = scrape({"control": engine})
+    directions = {("to_backend", DNS): 0, ("to_client", DNS): 0}
+    assert values(families["userspace_proxy_udp_datagrams"]) == directions
+    assert values(families["userspace_proxy_relayed_bytes"]) == directions
+    assert values(families["userspace_proxy_udp_flows_active"]) == {(DNS, "control"): 0}
+    assert values(families["userspace_proxy_udp_flows"]) == {(DNS,): 0}
+    assert values(families["userspace_proxy_udp_datagrams_resent"]) == {(DNS,): 0}
+
+
+def test_scrape_of_one_name_with_connections_and_flows_has_their_bytes_in_one_series() -> None:
+    """A Service may have a port of the same name for both protocols, as DNS often has."""
+    engine = EngineCounters()
+    tcp, udp = engine.services[DNS, Protocol.TCP], engine.udp_services[DNS]
+    tcp.connections, tcp.bytes_to_backend, tcp.bytes_to_client = 1, 10, 200
+    udp.flows, udp.bytes_to_backend, udp.bytes_to_client = 3, 4000, 50000
+    families = scrape({"control": engine})
+    assert values(families["userspace_proxy_relayed_bytes"]) == {("to_backend", DNS): 4010, ("to_client", DNS): 50200}
+    assert values(families["userspace_proxy_connections"]) == {("TCP", DNS): 1}
+    assert values(families["userspace_proxy_udp_flows"]) == {(DNS,): 3}
 
 
 def test_scrape_says_how_well_the_api_server_is_known() -> None:
@@ -228,6 +276,8 @@ def test_scrape_of_several_engines_adds_counters_and_keeps_gauges_apart() -> Non
         ("shop/web:http", "0"): 3,
         ("shop/web:http", "1"): 3,
     }
+    assert values(families["userspace_proxy_udp_flows_ended"]) == {("idle", DNS): 40, ("evicted", DNS): 4}
+    assert values(families["userspace_proxy_udp_flows_active"]) == {(DNS, "0"): 8, (DNS, "1"): 8}
     assert values(families["userspace_proxy_accept_pauses"]) == {("EMFILE",): 8}
     assert values(families["userspace_proxy_unexpected_errors"])["engine",] == 2
     assert families["userspace_proxy_dial_duration_seconds"].samples[-2].value == 8
@@ -247,8 +297,12 @@ def test_scrape_after_a_service_is_dropped_has_no_series_of_it() -> None:
     engine = busy_engine()
     registry = build_registry(lambda: {"control": engine}, ControlCounters(), None)
     assert b"shop/web" in in_one_go(metrics_page(registry)).body
+    assert b"shop/dns" in in_one_go(metrics_page(registry)).body
     del engine.services[WEB]
-    assert b"shop/web" not in in_one_go(metrics_page(registry)).body
+    del engine.udp_services[DNS]
+    page = in_one_go(metrics_page(registry)).body
+    assert b"shop/web" not in page
+    assert b"shop/dns" not in page
 
 
 def test_metrics_page_of_many_services_is_the_same_in_many_steps() -> None:

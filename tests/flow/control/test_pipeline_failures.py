@@ -1,5 +1,6 @@
 """The Pipeline when something cannot be brought into force: the rest is, and it is tried again until it is."""
 
+import errno
 import logging
 import os
 import socket
@@ -8,7 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 import trio
-from builders import endpoint_slice, service, service_port
+from builders import endpoint_slice, plan_settings, service, service_port
 from cli_driver import free_port
 from pipeline_driver import SETTLE_S, Flow, open_flow
 from trio.testing import MockClock
@@ -113,6 +114,25 @@ async def test_steering_that_fails_to_follow_the_node_is_applied_again(autojump_
         await trio.sleep(RETRY_S)
         assert failures(flow) == []
         assert flow.steering.applied[1:] == [["10.96.0.10:80/TCP"]]
+
+
+async def test_settings_that_cannot_be_read_stop_nothing_and_follow_later(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where file descriptors are short, Pools change as ever; it is said once, and read again until it works."""
+    async with open_flow() as flow:
+        await flow.sync(WEB, WEB_1)
+        flow.settings_failure = OSError(errno.EMFILE, "Too many open files")
+        await trio.sleep(3 * RETRY_S)
+        await flow.feed(endpoint_slice("shop/web-1", "10.0.1.2"))
+        await flow.settle()
+        assert flow.backends() == {"shop/web:http cluster": ["10.0.1.2:8080"]}
+        (text,) = said(caplog, logging.ERROR)
+        assert "Too many open files" in text
+        flow.settings_failure = None
+        flow.settings = plan_settings(node_name="here")
+        await trio.sleep(RETRY_S + SETTLE_S)
+        assert flow.pipeline.settings == flow.settings
 
 
 async def test_service_without_a_place_stops_no_other(
@@ -277,6 +297,63 @@ async def test_bug_anywhere_is_repaired_by_the_next_reconcile(autojump_clock: Mo
         assert flow.steering.applied[-1] == ["10.96.0.11:80/TCP", "10.96.0.10:80/TCP"]
         assert failures(flow) == []
         assert flow.counters.oldest_unapplied_change is None
+
+
+async def _run(flow: Flow) -> None:
+    """Run the Pipeline until all is done that is done at once."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flow.pipeline.run)
+        await flow.settle()
+        nursery.cancel_scope.cancel()
+
+
+async def test_listener_opened_before_a_bug_is_closed_once_it_is_not_wanted(autojump_clock: MockClock) -> None:
+    """Also if the Service has changed again by the time of the next reconcile."""
+    ports = [free_port() for _ in range(3)]
+    async with open_flow(running=False) as flow:
+        await flow.feed(service("shop/web", service_port(node_port=ports[0])), WEB_1)
+        await flow.pipeline.feed([Synced()])
+        await _run(flow)
+        await flow.feed(service("shop/web", service_port(node_port=ports[1])))
+        await _fail_once(flow, "remove_listener")
+        await flow.feed(service("shop/web", service_port(node_port=ports[2])))
+        await _run(flow)
+        numbers = {int(name.split()[1]) for name in flow.sockets()}
+        assert numbers & set(ports) == {ports[2]}
+        assert len(numbers) == 2
+
+
+async def test_listener_that_waits_for_steering_and_returns_by_a_bug_is_closed(autojump_clock: MockClock) -> None:
+    """It was to be closed, is wanted when the bug strikes, and is not after all."""
+    with_external_ip = service("shop/web", external_ips=["192.0.2.1"])
+    async with open_flow(running=False) as flow:
+        await flow.feed(with_external_ip, WEB_1)
+        await flow.pipeline.feed([Synced()])
+        await _run(flow)
+        flow.steering.failure = NO_LOCK
+        await flow.feed(WEB)
+        await _run(flow)
+        assert len(flow.sockets()) == 2
+        await flow.feed(with_external_ip)
+        await _fail_once(flow, "apply_listener")
+        flow.steering.failure = ""
+        await flow.feed(WEB)
+        await _run(flow)
+        assert len(flow.sockets()) == 1
+
+
+async def test_service_that_gets_its_place_by_a_bug_gets_it_again(autojump_clock: MockClock) -> None:
+    """Nothing about it has changed since it found none: that it is still without a listener has to be remembered."""
+    async with open_flow(running=False) as flow:
+        flow.steering.refused = {"shop/web"}
+        await flow.feed(WEB, WEB_1)
+        await flow.pipeline.feed([Synced()])
+        await _run(flow)
+        flow.steering.refused = set()
+        await _fail_once(flow, "apply_listener")
+        await _run(flow)
+        assert len(flow.sockets()) == 1
+        assert failures(flow) == []
 
 
 async def test_bug_while_planning_loses_no_change(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:

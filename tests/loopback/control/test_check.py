@@ -8,6 +8,8 @@ import pytest
 from builders import backend
 from cli_driver import PORT, free_port, open_run, run_command, service_object, slice_objects, write_manifests
 
+from userspace_proxy.model.names import Protocol
+
 pytestmark = pytest.mark.slow
 
 TEN = backend("10.244.1.7:8080")
@@ -90,6 +92,7 @@ def test_check_for_programs_prints_one_document(tmp_path: Path) -> None:
         "listener": f"[::]:{node_port}",
         "balance": "round-robin",
         "affinity_timeout_s": None,
+        "udp": None,
         "source_ranges": [],
         "backends": [str(SIX)],
         "clients": {source: {"verdict": "serve", "backends": [str(SIX)]} for source in ("pod", "host", "outside")},
@@ -116,6 +119,31 @@ def test_check_for_programs_says_what_becomes_of_whom(tmp_path: Path) -> None:
         ("cluster-ip", {"pod": refused, "host": refused, "outside": refused}, []),
     ]
     assert frontends[0]["affinity_timeout_s"] == 10800
+
+
+@pytest.mark.parametrize(
+    ("annotations", "udp"),
+    [
+        ({}, {"balance": "flow", "idle_timeout_s": None}),
+        (
+            {"userspace-proxy.io/udp-balance": "datagram", "userspace-proxy.io/udp-idle-timeout": "1m30s"},
+            {"balance": "datagram", "idle_timeout_s": 90.0},
+        ),
+    ],
+)
+def test_check_for_programs_says_how_flows_of_udp_are_treated(
+    tmp_path: Path, annotations: dict[str, str], udp: dict[str, object]
+) -> None:
+    """Beside what is said of all Frontends; what is left to the default is null."""
+    node_port = free_port()
+    dns = service_object(node_port=node_port, protocol=Protocol.UDP, annotations=annotations)
+    write_manifests(tmp_path / "shop.yaml", [dns, *slice_objects("shop/web", TEN, protocol=Protocol.UDP)])
+    status, output = check(tmp_path, "-o", "json")
+    assert status == 0
+    assert {one["frontend"]: (one["protocol"], one["udp"]) for one in json.loads(output)["frontends"]} == {
+        f"10.96.0.10:{PORT}/UDP": ("UDP", udp),
+        f"*:{node_port}/UDP (IPv4)": ("UDP", udp),
+    }
 
 
 def test_check_opens_nothing_and_writes_nothing(tmp_path: Path) -> None:

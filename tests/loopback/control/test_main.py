@@ -94,7 +94,7 @@ async def test_run_resets_what_is_open_after_the_drain_time(manifests: Path) -> 
         run.signal(signal.SIGTERM)
         await client.wait_reset()
         assert await run.wait_end() == 0
-        assert 'reason="1 connections after 0.2 s"' in run.log
+        assert 'reason="1 connections, 0 flows after 0.2 s"' in run.log
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])

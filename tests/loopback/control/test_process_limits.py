@@ -1,10 +1,15 @@
 """The limit of open files, in processes of its own."""
 
 import platform
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from userspace_proxy.config import FlowLimits
+from userspace_proxy.control.process_limits import UNLIMITED, OpenFilesLimit, count_local_ports, flow_limits_within
 
 FORBID = """
 import ctypes, struct
@@ -48,6 +53,37 @@ def test_raise_open_files_limit_ends_at_the_hard_limit(soft: int, hard: int) -> 
         check=True,
     )
     assert [int(word) for word in done.stdout.split()] == [soft, hard, hard, hard]
+
+
+@pytest.mark.parametrize(
+    ("files", "ports", "asked", "flows"),
+    [
+        pytest.param(1024, 2000, None, 512, id="half of the descriptors"),
+        pytest.param(4096, 2000, None, 1000, id="half of the local ports"),
+        pytest.param(1024, 2000, 7, 7, id="as asked"),
+        pytest.param(1024, 2000, 5000, 5000, id="as asked, whatever there is"),
+        pytest.param(1, 2000, None, 1, id="never none"),
+        pytest.param(resource.RLIM_INFINITY, UNLIMITED + 2, None, UNLIMITED // 2, id="no limit of files"),
+    ],
+)
+def test_flow_limits_leave_half_of_what_there_is_to_the_rest(
+    files: int, ports: int, asked: int | None, flows: int
+) -> None:
+    """Unless a number was asked for; what is no number of flows stays."""
+    limits = FlowLimits(idle_timeout_s=5.0, max_flows=6, max_total_flows=asked)
+    found = flow_limits_within(limits, OpenFilesLimit(before=files, after=files), ports)
+    assert found == FlowLimits(idle_timeout_s=5.0, max_flows=6, max_total_flows=flows)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("32768\t60999\n", 28232), ("1000\t1000\n", 1), ("", 28232), (None, 28232)]
+)
+def test_local_ports_are_counted_as_the_kernel_says(tmp_path: Path, text: str | None, count: int) -> None:
+    """Both ends belong to the range; where it cannot be read it is that of Linux."""
+    path = tmp_path / "ip_local_port_range"
+    if text is not None:
+        path.write_text(text)
+    assert count_local_ports(path) == count
 
 
 PRLIMIT64 = {"x86_64": 302, "aarch64": 261}
