@@ -13,7 +13,8 @@ def namespaces() -> None:
     """Skip unless namespaces can be made and rules written in them; delete those of runs that were killed."""
     if os.geteuid() != 0:
         pytest.skip("needs root to make network namespaces")
-    missing = [tool for tool in ("ip", "iptables-nft", "iptables-legacy", "nft", "setpriv") if not shutil.which(tool)]
+    tools = ("ip", "iptables-nft", "iptables-legacy", "nft", "setpriv", "curl")
+    missing = [tool for tool in tools if not shutil.which(tool)]
     if missing:
         pytest.skip(f"not on PATH: {', '.join(missing)}")
     delete_orphans()

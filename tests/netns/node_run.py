@@ -7,26 +7,37 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from cli_driver import COMMAND
+from cli_driver import COMMAND, write_manifests
 from netns.nodes import Namespace, Node
 
-# Greets each client with a name and closes; answers in both families.
+# Greets each client with a name and closes; answers each datagram with the name. Both in both families.
 _GREET = """
-import socket, sys
-with socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True) as listening:
+import select, socket, sys
+name = sys.argv[1].encode()
+with (
+    socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True) as listening,
+    socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as datagrams,
+):
+    datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    datagrams.bind(("::", 8080))
     print("listening", flush=True)
     while True:
-        client, _ = listening.accept()
-        with client:
-            client.sendall(sys.argv[1].encode())
+        ready, _, _ = select.select([listening, datagrams], [], [])
+        if listening in ready:
+            client, _ = listening.accept()
+            with client:
+                client.sendall(name)
+        if datagrams in ready:
+            datagrams.sendto(name, datagrams.recvfrom(65535)[1])
 """
 
 
 def start_backend(namespace: Namespace, name: str) -> None:
-    """Start a Backend on port 8080 of a namespace."""
+    """Start a Backend on port 8080 of a namespace, for TCP and UDP."""
     process = namespace.start(sys.executable, "-c", _GREET, name)
     assert process.stdout is not None
     assert process.stdout.readline() == "listening\n"
@@ -44,10 +55,12 @@ class NodeRun:
         env: dict[str, str] | None = None,
     ) -> None:
         """Start it with a directory that keeps its state, on the manifests there unless arguments name a source."""
+        self._node = node
+        self._manifests = directory / "shop.yaml"
         self._errors = directory / "errors"
         own = ("--state-dir", directory / "state", "--runtime-dir", directory / "run", "--steering", steering)
         with self._errors.open("w") as errors:
-            source = () if "--kubeconfig" in arguments else ("--manifests", directory / "shop.yaml")
+            source = () if "--kubeconfig" in arguments else ("--manifests", self._manifests)
             self.process = node.start(*COMMAND, "run", *source, *own, *arguments, env=env, stderr=errors)
         assert self.process.stdout is not None
         self.output = ""
@@ -64,6 +77,18 @@ class NodeRun:
     def listener_rows(self) -> list[str]:
         """Return the rows of the table."""
         return re.findall(r"(?m)^shop/.*", self.output)
+
+    def apply(self, objects: Iterable[Mapping[str, Any]]) -> None:
+        """Put objects in the place of the manifests, and wait until all of them, and all rules, are in force."""
+        before = self._applied_generation
+        write_manifests(self._manifests, objects)
+        wait_until(lambda: self._applied_generation > before)
+
+    @property
+    def _applied_generation(self) -> int:
+        metrics = self._node.run("curl", "-s", "http://127.0.0.1:10249/metrics").stdout
+        generation = re.search(r"(?m)^userspace_proxy_applied_generation\S* (\d+)", metrics)
+        return int(generation[1]) if generation else 0
 
     def terminate(self) -> int:
         """End it as SIGTERM does, and return its exit status."""

@@ -176,6 +176,11 @@ class Namespace:
         """Set a sysctl that belongs to the namespace, as ``net/ipv4/ip_forward``."""
         self.run("sh", "-c", f"echo {value} > /proc/sys/{path}")
 
+    def allow_all_icmp(self) -> None:
+        """Have the kernel say of every datagram that it is refused; usually it says so once a second to each host."""
+        self.set_sysctl("net/ipv4/icmp_ratemask", 0)
+        self.set_sysctl("net/ipv6/icmp/ratemask", 0)
+
     def dial(self, address: str, port: int, *, timeout_s: float = 3) -> str:
         """Connect by TCP, send nothing, and return what the other side says until it closes.
 

@@ -1,15 +1,17 @@
 """Who reaches which endpoint: every kind of address, dialled by every kind of client, under every policy.
 
 An API server on the node has one Service for each case, and one run serves them all; each client dials all of them, in
-both families, and the tests look at what answered. Endpoints are in the pod of this node and on the host outside, which
-stands for another node. The bare pod is in no pod network that the proxy is told of, and so counts as a client from
-outside.
+both families and by both protocols, and the tests look at what answered. Dialling by UDP is to send a datagram from a
+connected socket: an answer counts only from the address that was dialled, and a refusal (ICMP) is told as by TCP.
+Endpoints are in the pod of this node and on the host outside, which stands for another node. The bare pod is in no pod
+network that the proxy is told of, and so counts as a client from outside.
 """
 
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,21 @@ PLACES = {"n1": ("10.0.1.2", "fd00:1::2"), "n2": ("10.0.0.2", "fd00::2")}
 """Where endpoints are, by node, in the order of FAMILIES."""
 CLIENTS = (*INSIDERS, *OUTSIDERS)
 FAMILIES = ("IPv4", "IPv6")
+PROTOCOLS = ("TCP", "UDP")
 
 # Dials lists of addresses given as JSON, all lists at once and each in its order; prints what came of each dial.
 _DIAL_ALL = """
 import json, socket, sys
 from concurrent.futures import ThreadPoolExecutor
 
-def dial(address, port):
+def dial(protocol, address, port):
     try:
+        if protocol == "UDP":
+            with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.settimeout(2)
+                client.connect((address, port))
+                client.send(b"")
+                return client.recv(65535).decode()
         with socket.create_connection((address, port), timeout=2) as client:
             with client.makefile() as stream:
                 return stream.read()
@@ -184,7 +193,10 @@ def objects(case: Case) -> Iterator[dict[str, Any]]:
             "ipFamilies": list(FAMILIES),
             "ipFamilyPolicy": "RequireDualStack",
             "externalIPs": [address(case, Kind.EXTERNAL_IP, family) for family in FAMILIES],
-            "ports": [{"name": "http", "protocol": "TCP", "port": 80, "nodePort": port(case, Kind.NODE_PORT)}],
+            "ports": [
+                {"name": protocol.lower(), "protocol": protocol, "port": 80, "nodePort": port(case, Kind.NODE_PORT)}
+                for protocol in PROTOCOLS
+            ],
             **case.spec,
         },
         "status": {
@@ -203,7 +215,7 @@ def objects(case: Case) -> Iterator[dict[str, Any]]:
                 "labels": {"kubernetes.io/service-name": case.name},
             },
             "addressType": family,
-            "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+            "ports": [{"name": protocol.lower(), "protocol": protocol, "port": 8080} for protocol in PROTOCOLS],
             "endpoints": [
                 {"addresses": [PLACES[node][number]], "nodeName": node, "conditions": conditions}
                 for node, conditions in case.endpoints
@@ -211,8 +223,8 @@ def objects(case: Case) -> Iterator[dict[str, Any]]:
         }
 
 
-Found = Mapping[tuple[str, str, Kind, str], frozenset[str]]
-"""What answered, by client, case, kind of address and family."""
+Found = Mapping[tuple[str, str, Kind, str, str], frozenset[str]]
+"""What answered, by client, case, kind of address, family and protocol."""
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +235,7 @@ def found(namespaces: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         kubeconfig = start_api_server(node, directory)
         start_backend(node.pod, "pod")
         start_backend(node.outside, "outside")
+        node.allow_all_icmp()
         for backend in (*PLACES["n1"], *PLACES["n2"]):
             node.dial(backend, 8080)  # so that the neighbours are known, and no first dial takes long for it
         identity = ("--hostname-override", "n1", "--cluster-cidr", "10.0.1.0/24,fd00:1::/64")
@@ -246,25 +259,26 @@ def start_api_server(node: Node, directory: Path) -> Path:
     return kubeconfig
 
 
-def dial_all(node: Node, client: str) -> Iterator[tuple[tuple[str, str, Kind, str], frozenset[str]]]:
+def dial_all(node: Node, client: str) -> Iterator[tuple[tuple[str, str, Kind, str, str], frozenset[str]]]:
     """Yield what a client finds at each address of each case."""
-    services = [(case, family) for case in CASES for family in FAMILIES]
+    services = list(product(CASES, FAMILIES, PROTOCOLS))
     places = [
-        [(address(case, kind, family), port(case, kind)) for kind in Kind for _ in range(DIALS)]
-        for case, family in services
+        [(protocol, address(case, kind, family), port(case, kind)) for kind in Kind for _ in range(DIALS)]
+        for case, family, protocol in services
     ]
     done = node.client(client).run(sys.executable, "-I", "-S", "-c", _DIAL_ALL, text=json.dumps(places))
-    for (case, family), answers in zip(services, json.loads(done.stdout), strict=True):
+    for (case, family, protocol), answers in zip(services, json.loads(done.stdout), strict=True):
         for number, kind in enumerate(Kind):
-            yield (client, case.name, kind, family), frozenset(answers[number * DIALS : (number + 1) * DIALS])
+            yield (client, case.name, kind, family, protocol), frozenset(answers[number * DIALS : (number + 1) * DIALS])
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_clients_reach_what_the_policies_say(found: Found, case: Case, family: str) -> None:
+def test_clients_reach_what_the_policies_say(found: Found, case: Case, family: str, protocol: str) -> None:
     """The same endpoints as with kube-proxy, and the same two ways of being turned away."""
     expected = {(client, kind): case.expected(client, kind) for client in CLIENTS for kind in Kind}
-    answered = {(client, kind): found[client, case.name, kind, family] for client in CLIENTS for kind in Kind}
+    answered = {(client, kind): found[client, case.name, kind, family, protocol] for client in CLIENTS for kind in Kind}
     assert {key: sorted(answers) for key, answers in answered.items()} == {
         key: sorted(answers) for key, answers in expected.items()
     }
