@@ -16,17 +16,19 @@ import shutil
 import signal
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.processes import cpu_s, free_port, running
+
 MESSAGE = b"x" * 64
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 HAPROXY_CONFIG = """
 global
@@ -60,13 +62,6 @@ addressType: IPv4
 ports: [{{name: tcp, port: {backend}}}]
 endpoints: [{{addresses: [127.0.0.1]}}]
 """
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on right now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def serve_echo(listening: socket.socket) -> None:
@@ -109,29 +104,13 @@ def forked(target: Callable[[], None]) -> Iterator[int]:
         os.waitpid(pid, 0)
 
 
-@contextmanager
-def running(command: list[str], port: int) -> Iterator[int]:
-    """Run a program until the end of the block; yields its pid once it listens on the port."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 10
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except OSError:
-                    if time.monotonic() > deadline or process.poll() is not None:
-                        raise SystemExit(f"{command[0]} does not listen on port {port}") from None
-                    threading.Event().wait(0.05)
-            yield process.pid
-        finally:
-            process.terminate()
-
-
-def cpu_s(pid: int) -> float:
-    """Return user and system time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+def connects(port: int) -> bool:
+    """Return whether something listens on a port."""
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def drive(port: int, clients: int, connections: int) -> float:
@@ -186,15 +165,18 @@ def main() -> None:
                 *("--state-dir", str(folder), "--runtime-dir", str(folder)),
             ],
         }
-        pids = {name: stack.enter_context(running(command, ports[name])) for name, command in commands.items()}
+        pids = {
+            name: stack.enter_context(running(command, partial(connects, ports[name])))
+            for name, command in commands.items()
+        }
         for clients in arguments.clients:
             cpu: dict[str, list[float]] = {name: [] for name in pids}
             rate: dict[str, list[float]] = {name: [] for name in pids}
             for _ in range(arguments.rounds + 1):
                 for name, pid in pids.items():
-                    before = cpu_s(pid)
+                    before = sum(cpu_s(pid))
                     duration = drive(ports[name], clients, arguments.connections)
-                    cpu[name].append((cpu_s(pid) - before) / arguments.connections * 1e6)
+                    cpu[name].append((sum(cpu_s(pid)) - before) / arguments.connections * 1e6)
                     rate[name].append(arguments.connections / duration)
             for name in pids:
                 of_cpu, of_rate = cpu[name][1:], rate[name][1:]  # the first round warms up
