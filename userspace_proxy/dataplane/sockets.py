@@ -7,6 +7,8 @@ sets. What is in no set is unexpected and propagates.
 import errno
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from userspace_proxy.config import RelayLimits
 from userspace_proxy.dataplane.socket_holders import describe_holder
@@ -84,26 +86,41 @@ def open_listening_socket(spec: ListenerSpec, limits: RelayLimits, *, names_hold
     Raises:
         ListenError: it cannot be opened; the sentence names the place and the reason.
     """
-    family = family_of(spec.address)
-    try:
-        sock = socket.socket(AF[family], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError as error:
-        raise ListenError(listen_text(spec, error, names_holder=names_holder)) from error
-    try:
+    with opening(spec, socket.SOCK_STREAM, names_holder=names_holder) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family is Family.IPV6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         set_nodelay(sock)
         set_keepalive(sock, limits)
         sock.bind((str(spec.address), spec.port))
         sock.listen(limits.listen_backlog)
-    except OSError as error:
-        sock.close()
-        raise ListenError(listen_text(spec, error, names_holder=names_holder)) from error
     return sock
 
 
-def listen_text(spec: ListenerSpec, error: OSError, *, names_holder: bool) -> str:
+@contextmanager
+def opening(spec: ListenerSpec, kind: int, *, names_holder: bool) -> Iterator[socket.socket]:
+    """Yield a new non-blocking socket that the block is to bind; it is closed if that fails, else it is the caller's.
+
+    Args:
+        spec: Where.
+        kind: SOCK_STREAM or SOCK_DGRAM.
+        names_holder: See ``open_listening_socket``.
+
+    Raises:
+        ListenError: for every OSError in the block, or if there is no socket.
+    """
+    family = family_of(spec.address)
+    sock = None
+    try:
+        sock = socket.socket(AF[family], kind | socket.SOCK_NONBLOCK)
+        if family is Family.IPV6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        yield sock
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise ListenError(_listen_text(spec, error, names_holder=names_holder)) from error
+
+
+def _listen_text(spec: ListenerSpec, error: OSError, *, names_holder: bool) -> str:
     """Return what failed, where, why and what to do."""
     name = spec.key.service_port
     host = f"[{spec.address}]" if spec.address.version == 6 else str(spec.address)  # noqa: PLR2004

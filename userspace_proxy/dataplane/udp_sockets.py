@@ -5,10 +5,9 @@ import socket
 import struct
 from typing import cast
 
-from userspace_proxy.dataplane.sockets import AF, OUT_OF_CAPACITY, listen_text
+from userspace_proxy.dataplane.sockets import OUT_OF_CAPACITY, opening
 from userspace_proxy.dataplane.udp_addresses import IP_PKTINFO
-from userspace_proxy.errors import ListenError
-from userspace_proxy.model.names import Family, IPAddress, family_of
+from userspace_proxy.model.names import IPAddress
 from userspace_proxy.plan.state import ListenerSpec
 
 NO_BUFFER = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
@@ -85,19 +84,9 @@ def open_datagram_socket(spec: ListenerSpec, *, names_holder: bool) -> socket.so
     Raises:
         ListenError: it cannot be opened; the sentence names the place and the reason.
     """
-    family = family_of(spec.address)
-    try:
-        sock = socket.socket(AF[family], socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    except OSError as error:
-        raise ListenError(listen_text(spec, error, names_holder=names_holder)) from error
-    try:
-        if family is Family.IPV6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    with opening(spec, socket.SOCK_DGRAM, names_holder=names_holder) as sock:
         _prepare(sock, spec.address)
         sock.bind((str(spec.address), spec.port))
-    except OSError as error:
-        sock.close()
-        raise ListenError(listen_text(spec, error, names_holder=names_holder)) from error
     return sock
 
 
