@@ -266,24 +266,22 @@ class UdpListener:
                 self._drop(DropReason.REFUSED)  # what was sent before, and is not kept
                 flow.send(datagram)
         except OSError as error:
-            if error.errno in NO_BUFFER:
-                self._drop(DropReason.BUFFER_FULL)
-            elif error.errno == errno.EMSGSIZE:
-                self._drop(DropReason.TOO_BIG)
-            elif error.errno in BACKEND_UNUSABLE:
-                self._drop(DropReason.UNREACHABLE)
-            else:
+            if not self._count_lost(error, BACKEND_UNUSABLE):
                 raise
             return False
         return True
 
     def on_answer_failed(self, error: OSError) -> bool:
         """Count an answer that could not be delivered; return whether it is known what the error means."""
+        return self._count_lost(error, CLIENT_UNREACHABLE)
+
+    def _count_lost(self, error: OSError, unreachable: frozenset[int]) -> bool:
+        """Count a datagram that could not be sent, if it is known what the error means; return whether it is."""
         if error.errno in NO_BUFFER:
             self._drop(DropReason.BUFFER_FULL)
         elif error.errno == errno.EMSGSIZE:
             self._drop(DropReason.TOO_BIG)
-        elif error.errno in CLIENT_UNREACHABLE:
+        elif error.errno in unreachable:
             self._drop(DropReason.UNREACHABLE)
         else:
             return False
