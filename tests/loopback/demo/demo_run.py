@@ -6,24 +6,12 @@ import signal
 import subprocess
 import sys
 import termios
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-DEADLINE_S = 60.0
-_LOOK = threading.Event()
-"""Never set: to wait between two looks."""
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait until a condition on real processes holds."""
-    give_up_at = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < give_up_at, f"it did not come true within {DEADLINE_S} s"
-        _LOOK.wait(0.02)
+from deadline import DEADLINE_S, wait_until
 
 
 class DemoRun:

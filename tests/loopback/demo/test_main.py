@@ -12,7 +12,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from loopback.demo.demo_run import DEADLINE_S, DemoRun, Terminal, wait_until
+from deadline import DEADLINE_S, wait_until
+from loopback.demo.demo_run import DemoRun, Terminal
 
 from userspace_proxy.demo.instance import INSTANCES
 

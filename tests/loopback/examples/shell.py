@@ -1,6 +1,6 @@
 """A shell into which a test types the commands of an example's README, in their order.
 
-Entry points: ``Shell``, ``copy_example``, ``read_commands``, ``wait_until``.
+Entry points: ``Shell``, ``copy_example``, ``read_commands``.
 """
 
 import os
@@ -8,25 +8,14 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
+from deadline import wait_until
+
 EXAMPLES = Path(__file__).parents[3] / "examples"
-DEADLINE_S = 60.0
-_LOOK = threading.Event()
-"""Never set: to wait between two looks."""
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait until a condition on real processes holds."""
-    give_up_at = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < give_up_at, f"it did not come true within {DEADLINE_S} s"
-        _LOOK.wait(0.02)
 
 
 class Shell:

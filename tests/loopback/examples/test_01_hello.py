@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from loopback.examples.shell import DEADLINE_S, Shell, copy_example, read_commands, wait_until
+from deadline import DEADLINE_S, wait_until
+from loopback.examples.shell import Shell, copy_example, read_commands
 
 _ADDRESS_IN_README = "127.99.54.59"
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from loopback.examples.shell import DEADLINE_S, Shell, copy_example, read_commands, wait_until
+from deadline import DEADLINE_S, wait_until
+from loopback.examples.shell import Shell, copy_example, read_commands
 
 _DIAL_IN_README = re.compile(r"@127\.107\.206\.111 -p 10053")
 _MISSING = [tool for tool in ("/usr/sbin/nsd", "dig") if shutil.which(tool) is None]
