@@ -27,7 +27,7 @@ from userspace_proxy.sources.base import ApiState, ResourceState, WatchEvents
 
 DEADLINE_S = 20.0
 """For what takes milliseconds on a machine that has nothing else to do."""
-PROMPTLY_S = 5.0
+PROMPTLY_S = 8.0
 """Far below the time-outs and rests that a thread would wait for, far above what it takes on a busy machine."""
 
 

@@ -126,7 +126,7 @@ def test_demo_at_a_signal_ends_and_leaves_nothing(start_demo: Start, number: sig
     demo.wait_for(SERVING)
     assert len(demo.pids()) >= 4
     demo.process.send_signal(number)
-    assert demo.process.wait(10) == 0
+    assert demo.process.wait(DEADLINE_S) == 0
     assert demo.leftovers() == []
     assert demo.errors == ""
 
@@ -137,7 +137,7 @@ def test_demo_at_a_signal_while_it_starts_leaves_nothing(start_demo: Start) -> N
     demo = start_demo()
     wait_until(lambda: len(demo.pids()) > 1)
     demo.process.send_signal(signal.SIGINT)
-    assert demo.process.wait(10) == 0
+    assert demo.process.wait(DEADLINE_S) == 0
     assert demo.leftovers() == []
     assert demo.errors == ""
 
@@ -148,7 +148,7 @@ def test_demo_with_requests_at_a_signal_fails(start_demo: Start) -> None:
     demo = start_demo("--requests", "100000")
     demo.wait_for("DIAL")
     demo.process.send_signal(signal.SIGINT)
-    assert demo.process.wait(10) == 1
+    assert demo.process.wait(DEADLINE_S) == 1
     assert demo.leftovers() == []
     assert demo.errors == ""
 
@@ -191,7 +191,7 @@ def test_demo_on_a_terminal_shows_a_live_table_until_ctrl_c(start_demo: Start) -
         assert get(url) == "hello from backend-1\n"
         terminal.wait_for(r"backend-1 +127\.9\d\.0\.11:\d+ +\d+ +running +1 +0")
         terminal.type(b"\x03")
-        assert demo.process.wait(10) == 0
+        assert demo.process.wait(DEADLINE_S) == 0
         terminal.wait_for(r"stopped\s+BACKEND")
         assert re.search(r"\x1b\[2K[^\n]*control\.main: stopped", terminal.written), "not where the table was erased"
         assert "Traceback" not in terminal.screen
@@ -205,7 +205,7 @@ def test_demo_on_a_terminal_that_is_closed_ends(start_demo: Start) -> None:
         demo = start_demo(through=("setsid", "--ctty"), terminal=terminal.theirs)
         terminal.wait_for(SERVING_ON_TERMINAL)
         terminal.hang_up()
-        demo.process.wait(10)
+        demo.process.wait(DEADLINE_S)
         assert demo.leftovers() == []
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from api_driver import put_service, until_true
+from api_driver import PROMPTLY_S, put_service, until_true
 from apiserver.double import ApiServer
 from apiserver.faults import Silence
 
@@ -116,7 +116,7 @@ async def test_tell_more_than_is_written_drops_the_rest(access: ApiAccess) -> No
 async def test_run_cancelled_while_the_server_is_silent_ends_at_once(api_server: ApiServer, access: ApiAccess) -> None:
     """An Event that is being written keeps nobody waiting."""
     api_server.order(Silence(has_headers=False))
-    with trio.fail_after(5):
+    with trio.fail_after(PROMPTLY_S):
         async with running(access) as teller:
             teller.tell(NOTICE)
             await until_true(lambda: api_server.requests)

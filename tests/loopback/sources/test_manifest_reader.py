@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import trio
+from deadline import DEADLINE_S
 from manifest_driver import children, service_text, write
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from userspace_proxy.sources import manifest_reader
 from userspace_proxy.sources.manifest_messages import NAME_SEPARATOR, FileEnd, MessageReader, ServiceFound, Started
@@ -36,13 +38,23 @@ def busy(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def clock() -> MockClock:
+    """Return a clock that goes as all others do, and can be put forward."""
+    return MockClock(rate=1.0)
+
+
 async def wait_parsing(before: set[int]) -> int:
-    """Wait until a parser is in its first file, whose CPU time it limits first; return its pid."""
-    with trio.fail_after(20):
+    """Wait until a parser is in its first file, whose CPU time it limits first; return its pid.
+
+    What it has told until then has been taken in.
+    """
+    with trio.fail_after(DEADLINE_S):
         while True:
             for pid in children() - before:
                 limits = await trio.Path(f"/proc/{pid}/limits").read_text()
                 if "Max cpu time              unlimited" not in limits:
+                    await wait_all_tasks_blocked()
                     return pid
             await trio.sleep(0.005)
 
@@ -84,12 +96,14 @@ async def test_parser_death_is_blamed_on_the_file_it_read(
     assert len(read.definitions) == 1
 
 
-async def test_parser_silence_is_blamed_on_the_file_it_read(
-    busy: Path, good: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_parser_silence_is_blamed_on_the_file_it_read(busy: Path, good: Path, clock: MockClock) -> None:
     """A file system that does not answer does not stop the reading of other files for ever."""
-    monkeypatch.setattr(manifest_reader, "_MAX_SILENCE_S", 1.0)
-    blamed, read = await read_while([busy, good], lambda pid: os.kill(pid, signal.SIGSTOP))
+
+    def stop(pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        clock.jump(manifest_reader._MAX_SILENCE_S)
+
+    blamed, read = await read_while([busy, good], stop)
     assert blamed.failure is not None
     assert "got nowhere" in blamed.failure.text
     assert blamed.try_again
