@@ -219,7 +219,7 @@ class Proxy:
         """Fail if an ended connection or flow has left something behind."""
         tcp = [listener for listener in self.listeners._open.values() if not isinstance(listener, UdpListener)]
         tcp_sockets = {listener.sock.fileno() for listener in tcp if listener.sock}
-        udp_sockets = {listener._sock.fileno() for listener in self._open_udp_listeners() if listener._sock}
+        udp_sockets = {listener.fd for listener in self._open_udp_listeners()}
         assert set(self.engine.handlers) == tcp_sockets | udp_sockets
         assert not self.listeners.open_flows
         self.assert_flows_consistent()

@@ -5,6 +5,7 @@ all. A Server listens and hands out the Peers it accepts, or has each of them be
 all of them and closes them at its end. Everything runs under trio, with real sockets. Entry point: ``open_peers``.
 """
 
+import errno
 import fcntl
 import os
 import resource
@@ -23,12 +24,42 @@ import trio
 from userspace_proxy.plan.state import Backend
 
 CHUNK_BYTES = 65536
+NOBODY = 65534
 ABORTIVE = struct.pack("ii", 1, 0)
 
 
 def own_host(number: int) -> str:
     """Return a loopback address for a number from 1 that no other test process uses: all its ports are free."""
     return f"127.{100 + os.getpid() % 100}.{os.getpid() // 100 % 256}.{number}"
+
+
+def is_taken(host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> bool:
+    """Return whether another program could not serve at a place, opened as most servers open it."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as sock:
+        try:
+            if kind is socket.SOCK_STREAM:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+            if kind is socket.SOCK_STREAM:
+                sock.listen()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return True
+        return False
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Do without the rights of root, if there are any."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 class End(Enum):

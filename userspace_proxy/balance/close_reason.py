@@ -26,9 +26,12 @@ class CloseReason(Enum):
     BACKEND_HALF_CLOSED = ("B", "H")
     """The same, after one direction had ended."""
     NO_BACKEND = ("P", "D")
-    """The Pool became empty between accept and dial."""
+    """The Pool was empty, be it only since the accept."""
     DENIED = ("P", "A")
     """The proxy refused the client at accept: a traffic policy or ``loadBalancerSourceRanges`` keep it out."""
+    NOT_STEERED = ("G", "A")
+    """The guard of a proxy port refused the client at accept: it dialled the port itself, to which only steering may
+    lead."""
     RESOURCE = ("R", "D")
     """This node had no file descriptor or no local port left for a dial."""
     IDLE_OPEN = ("T", "O")

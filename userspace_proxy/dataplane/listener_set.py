@@ -1,12 +1,16 @@
 """ListenerSet: all listeners and Pools of this process, changed by whole values.
 
 The caller says what should be (``apply_*``, ``remove_*``, in any order) and then calls ``open_missing``, again later
-for those that failed. A listener whose Route leads nobody to a Backend is closed, so that clients are refused at once
-instead of being accepted for nothing; it comes back with the first Backend. Open connections are never touched by any
-of it, and neither are clients in the queue of a listener that stays open. Flows end with their listener, but where it
-is closed only for want of Backends, late answers still have their time.
+for those that failed. A listener whose Route leads nobody to a Backend only *holds* its port: clients are refused at
+once instead of being accepted for nothing, nobody else can take the port, and it serves again with the first Backend.
+Open connections are never touched by any of it, and neither are clients in the queue of a listener that stays open.
+Flows end with their listener, but where it retires only for want of Backends, late answers still have their time.
+
+Each listener that is wanted takes one descriptor, whether it serves or holds its port; only those that serve are
+watched by the engine.
 """
 
+import socket
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
@@ -22,11 +26,12 @@ from userspace_proxy.dataplane.counters import ServiceCounters
 from userspace_proxy.dataplane.datagram_buffers import DatagramBuffers
 from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.flow_table import FlowTable
-from userspace_proxy.dataplane.sockets import open_listening_socket
+from userspace_proxy.dataplane.shared_ports import SharedPorts
+from userspace_proxy.dataplane.sockets import hold_port, share_port, start_listening
 from userspace_proxy.dataplane.tcp_listener import TcpListener
 from userspace_proxy.dataplane.tcp_relay import TcpRelay
 from userspace_proxy.dataplane.udp_listener import UdpListener
-from userspace_proxy.dataplane.udp_sockets import open_datagram_socket
+from userspace_proxy.dataplane.udp_sockets import hold_datagram_port, open_datagram_socket
 from userspace_proxy.errors import ListenError
 from userspace_proxy.model.names import Protocol, ServicePortName
 from userspace_proxy.plan.state import ListenerKey, ListenerSpec, Pool, PoolKey, Route, SourceAddresses
@@ -65,13 +70,17 @@ class ListenerSet:
         self._wanted: dict[ListenerKey, _Wanted] = {}
         self._keys: defaultdict[ServicePortName, set[ListenerKey]] = defaultdict(set)
         """Those of ``_wanted``, by what they serve: its Pools are all that their Routes lead to."""
+        self._ports = SharedPorts()
+        """The places of ``_wanted``."""
         self._open: dict[ListenerKey, TcpListener | UdpListener] = {}
         self._retired: dict[ListenerKey, UdpListener] = {}
-        """Those of ``_wanted`` that were open before and may deliver late answers still."""
+        """Those of ``_wanted`` that were open before: they hold their ports, and may deliver late answers still."""
+        self._held: dict[ListenerKey, socket.socket] = {}
+        """What holds the ports of all others of ``_wanted`` that have no Backends."""
         self._doubtful: dict[ListenerKey, None] = {}
-        """To be opened or closed at the next opportunity, in this order, unless they are as they should be."""
+        """To be brought about at the next opportunity, in this order, unless they are as they should be."""
         self._failed: dict[ListenerKey, None] = {}
-        """Could not be opened."""
+        """Could not be opened, or could not get their ports."""
         self._relays: set[TcpRelay] = set()
         self._buffers: DatagramBuffers | None = None
         """None until the first UDP listener is opened."""
@@ -81,7 +90,7 @@ class ListenerSet:
 
     @property
     def open_listeners(self) -> int:
-        """Number of listening sockets."""
+        """Number of listeners that serve; those that only hold their ports do not count."""
         return len(self._open)
 
     @property
@@ -96,7 +105,7 @@ class ListenerSet:
 
     @property
     def failed(self) -> Collection[ListenerKey]:
-        """Listeners that should be open and could not be opened at the last attempt; a live view."""
+        """Listeners that could not be opened, or not get their ports, at the last attempt; a live view."""
         return self._failed.keys()
 
     def apply_pool(self, pool: Pool) -> None:
@@ -119,8 +128,10 @@ class ListenerSet:
         wanted = self._wanted.get(key)
         if wanted is not None and wanted.spec != spec:
             self._close(key)
-        self._wanted[key] = _Wanted(spec, route)
         self._keys[key.service_port].add(key)
+        self._wanted[key] = _Wanted(spec, route)
+        if self._ports.add(spec):
+            self._set_shared(spec, is_shared=True)
         self._doubt(key)
 
     def apply_route(self, key: ListenerKey, route: Route) -> None:
@@ -129,7 +140,7 @@ class ListenerSet:
 
     def remove_listener(self, key: ListenerKey) -> None:
         """Close a listener for good; its connections live on, its flows end."""
-        if self._wanted.pop(key, None) is None:
+        if key not in self._wanted:
             return
         self._close(key)
         name = key.service_port
@@ -143,42 +154,52 @@ class ListenerSet:
                 self._ended_counters[name] = counters
 
     def open_missing(self, *, retry: bool) -> dict[ListenerKey, ListenError | None]:
-        """Open the listeners that should be open and are not, after closing those that should not be.
+        """Open the listeners that should be open, and have the others hold their ports.
 
         Args:
-            retry: Try those again that could not be opened before.
+            retry: Try those again that failed before.
 
         Returns:
-            Those that could not be opened, with the reason, and (None) those opened now that could not be before.
+            Those that could not be opened, or not get their ports, with the reason, and (None) those that failed before
+            and did not now.
         """
-        for key in list(self._doubtful):
-            if not self._pools.serves(self._wanted[key].route):
-                self._retire(key)
         outcomes: dict[ListenerKey, ListenError | None] = {}
         for key in {**self._doubtful, **(self._failed if retry else {})}:
-            if key not in self._open and (retry or key not in self._failed):
+            wanted = self._wanted[key]
+            if self._is_as_wanted(wanted):
+                self._failed.pop(key, None)
+            elif retry or key not in self._failed:
                 try:
                     names_holder = key not in self._failed and len(outcomes) < MAX_HOLDERS_NAMED
-                    self._start(self._wanted[key], names_holder=names_holder)
+                    self._bring_about(wanted, names_holder=names_holder)
                 except ListenError as error:
                     self._failed[key] = None
                     outcomes[key] = error
+                except Exception:
+                    self._doubtful.pop(key, None)
+                    self._doubtful[key] = None  # it is still to be done, but not before all others
+                    raise
                 else:
                     if key in self._failed:
                         del self._failed[key]
                         outcomes[key] = None
-            self._doubtful.pop(key, None)  # not before: after a bug it is still to be done
+            self._doubtful.pop(key, None)
         return outcomes
 
     def close_listeners(self) -> None:
-        """Accept no more: close every listener; open connections go on, and late answers of flows are delivered."""
-        for key in list(self._wanted):
-            listener = self._stop(key)
+        """Accept no more and hold no port; open connections go on, and late answers of flows are delivered."""
+        self._doubtful.clear()
+        self._failed.clear()
+        while self._held:
+            self._held.popitem()[1].close()
+        while self._open:
+            key, listener = self._open.popitem()
             if isinstance(listener, UdpListener):
                 self._retired[key] = listener
-                listener.stop()
-            elif listener is not None:
+            else:
                 listener.close()
+        for retired in self._retired.values():
+            retired.stop()
 
     def abort_relays(self) -> None:
         """Reset every connection."""
@@ -209,69 +230,101 @@ class ListenerSet:
         """Iterate over the Pools in force."""
         return self._pools.items()
 
-    def _start(self, wanted: _Wanted, *, names_holder: bool) -> None:
-        name = wanted.spec.key.service_port
+    def _is_as_wanted(self, wanted: _Wanted) -> bool:
+        key = wanted.spec.key
+        return key in self._open if self._has_to_be_open(wanted) else key in self._held or key in self._retired
+
+    def _has_to_be_open(self, wanted: _Wanted) -> bool:
+        """Return whether a listener has to be open; without Backends it resets whom it accepts, or drops what it gets.
+
+        One without Backends must be open if there is one at the wildcard address with the same port: to that one the
+        kernel would lead the clients, and they are not for it.
+        """
+        spec = wanted.spec
+        return self._pools.serves(wanted.route) or (not spec.address.is_unspecified and self._ports.is_shared(spec))
+
+    def _bring_about(self, wanted: _Wanted, *, names_holder: bool) -> None:
+        """Have a listener open, or hold its port, that does not.
+
+        Raises:
+            ListenError: it does not still.
+        """
+        key = wanted.spec.key
+        if not self._has_to_be_open(wanted):
+            if key in self._open:
+                self._retire(key)
+            else:
+                self._held[key] = self._hold(wanted.spec, names_holder=names_holder)
+            return
         try:
-            if name.protocol is Protocol.UDP:
+            if key.service_port.protocol is Protocol.UDP:
                 self._start_udp(wanted, names_holder=names_holder)
             else:
                 self._start_tcp(wanted, names_holder=names_holder)
         except OSError as error:  # epoll_ctl(2)
             raise ListenError(
-                f"cannot watch the listener of {name}: {error.strerror}; raise fs.epoll.max_user_watches"
+                f"cannot watch the listener of {key.service_port}: {error.strerror}; raise fs.epoll.max_user_watches"
             ) from error
+
+    def _hold(self, spec: ListenerSpec, *, names_holder: bool) -> socket.socket:
+        hold = hold_datagram_port if spec.key.service_port.protocol is Protocol.UDP else hold_port
+        return hold(spec, shares_port=self._shares_port(spec), names_holder=names_holder)
 
     def _start_tcp(self, wanted: _Wanted, *, names_holder: bool) -> None:
         spec = wanted.spec
-        sock = open_listening_socket(spec, self._limits, names_holder=names_holder)
+        if spec.key not in self._held:
+            self._held[spec.key] = self._hold(spec, names_holder=names_holder)
+        sock = self._held[spec.key]
+        listener = TcpListener(
+            engine=self._engine,
+            spec=spec,
+            sock=sock,
+            pools=self._pools,
+            route=wanted.route,
+            limits=self._limits,
+            counters=self._counters_of(spec.key.service_port),
+            relays=self._relays,
+        )
         try:
-            self._open[spec.key] = TcpListener(
-                engine=self._engine,
-                spec=spec,
-                sock=sock,
-                pools=self._pools,
-                route=wanted.route,
-                limits=self._limits,
-                counters=self._counters_of(spec.key.service_port),
-                relays=self._relays,
-            )
-        except OSError:
-            sock.close()
+            start_listening(sock, spec, self._limits, names_holder=names_holder)
+        except ListenError:
+            listener.stop()
             raise
+        self._open[spec.key] = listener
+        del self._held[spec.key]
 
     def _start_udp(self, wanted: _Wanted, *, names_holder: bool) -> None:
         spec = wanted.spec
-        retired = self._retired.get(spec.key)
-        if retired is not None:
-            retired.release_socket()
+        key = spec.key
+        sock = open_datagram_socket(
+            spec,
+            shares_port=self._shares_port(spec),
+            names_holder=names_holder,
+            predecessor=self._socket_of(key),
+        )
         try:
-            sock = open_datagram_socket(spec, names_holder=names_holder)
-        except ListenError:
-            if retired is not None:
-                retired.close(FlowEnd.ENDPOINT_GONE)
-            raise
-        try:
-            if retired is None:
-                self._open[spec.key] = UdpListener(
+            listener = self._retired.get(key)
+            if listener is None:
+                listener = UdpListener(
                     engine=self._engine,
                     spec=spec,
                     sock=sock,
                     pools=self._pools,
                     route=wanted.route,
                     limits=self._flow_limits,
-                    counters=self._engine.counters.udp_services[str(spec.key.service_port)],
+                    counters=self._engine.counters.udp_services[str(key.service_port)],
                     table=self._flows,
                     buffers=self._datagram_buffers(),
                 )
             else:
-                retired.open(sock)
-                retired.lead(wanted.route)
-                self._open[spec.key] = self._retired.pop(spec.key)
-        except OSError:
+                listener.lead(wanted.route)
+                listener.open(sock)
+        except Exception:
             sock.close()
-            if retired is not None:
-                retired.close(FlowEnd.ENDPOINT_GONE)
             raise
+        self._open[key] = listener
+        self._retired.pop(key, None)
+        self._release(key)
 
     def _counters_of(self, name: ServicePortName) -> ServiceCounters:
         """Return the counters of a ServicePort; if it was gone, and its connections were not: those they count with."""
@@ -300,24 +353,53 @@ class ListenerSet:
         return self._buffers
 
     def _retire(self, key: ListenerKey) -> None:
-        """Close a listener that may be opened again."""
-        listener = self._stop(key)
+        """Have a listener only hold its port, until it is opened again.
+
+        Raises:
+            ListenError: it does not hold it.
+        """
+        listener = self._open.pop(key)
         if isinstance(listener, UdpListener):
-            self._retired[key] = listener
             listener.retire(FlowEnd.ENDPOINT_GONE)
-        elif listener is not None:
-            listener.close()
+            self._retired[key] = listener
+        elif (sock := listener.stop()) is not None:
+            self._held[key] = sock
 
     def _close(self, key: ListenerKey) -> None:
-        """Close a listener that will not be opened again, or elsewhere."""
-        listener = self._stop(key) or self._retired.pop(key, None)
+        """Close a listener that is not wanted any more, or elsewhere."""
+        self._doubtful.pop(key, None)
+        self._failed.pop(key, None)
+        spec = self._wanted.pop(key).spec
+        if self._ports.remove(spec):
+            self._set_shared(spec, is_shared=False)
+        self._release(key)
+        listener = self._open.pop(key, None) or self._retired.pop(key, None)
         if isinstance(listener, UdpListener):
             listener.close(FlowEnd.SERVICE_GONE)
             self._engine.close_waiting()
         elif listener is not None:
             listener.close()
 
-    def _stop(self, key: ListenerKey) -> TcpListener | UdpListener | None:
-        self._doubtful.pop(key, None)
-        self._failed.pop(key, None)
-        return self._open.pop(key, None)
+    def _release(self, key: ListenerKey) -> None:
+        """Close the socket that only holds a port, if there is one."""
+        sock = self._held.pop(key, None)
+        if sock is not None:
+            sock.close()
+
+    def _socket_of(self, key: ListenerKey) -> socket.socket | None:
+        """Return what a listener has its port by; None: it has not got it."""
+        listener = self._open.get(key) or self._retired.get(key)
+        return self._held.get(key) if listener is None else listener.sock
+
+    def _shares_port(self, spec: ListenerSpec) -> bool:
+        """Return whether a socket about to be bound shares its port; never with one of ours at the same address."""
+        others = (key for key in self._ports.at_place(spec) if key != spec.key)
+        return self._ports.is_shared(spec) and not any(map(self._socket_of, others))
+
+    def _set_shared(self, spec: ListenerSpec, *, is_shared: bool) -> None:
+        """Have all listeners at the port of one share it from now on, or not any more."""
+        for key in self._ports.at_port(spec):
+            sock = self._socket_of(key)
+            if sock is not None:
+                share_port(sock, is_shared=is_shared)
+            self._doubt(key)

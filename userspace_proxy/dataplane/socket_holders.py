@@ -3,7 +3,7 @@
 Blocking, and slow on a node with many processes and open files (it reads /proc/PID/fd until it finds the holder): to be
 called only after a bind has failed, and not at each retry. It sees what /proc shows to this process: without
 privileges only processes of the same user, never those of another PID namespace.
-Source: proc_pid_net(5), proc_pid_fd(5), proc_pid_comm(5). Entry point: ``describe_holder``.
+Source: proc_pid_net(5). Entry point: ``describe_holder``.
 """
 
 import os
@@ -14,6 +14,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 
 from userspace_proxy.model.names import IPAddress, Protocol
+from userspace_proxy.processes import command_name, open_files, process_ids
 
 _PROC = Path("/proc")
 _LISTEN = "0A"
@@ -24,12 +25,13 @@ _TABLES = {Protocol.TCP: ("net/tcp", "net/tcp6"), Protocol.UDP: ("net/udp", "net
 def describe_holder(address: IPAddress, port: int, protocol: Protocol) -> str | None:
     """Return who keeps us from listening on an address (TCP or UDP), as ``pid 812 (nginx)``.
 
-    Where several processes share the socket it is the one with the lowest pid: the parent, as a rule. None: no
-    listening socket is in the way (one that is bound but does not listen is shown nowhere), or its owner is hidden.
+    Where several processes share the socket it is the one with the lowest pid: the parent, as a rule. This process is
+    named only if there is no other one: it may hold the port itself, in vain. None: no listening socket is in the way
+    (one that is bound but does not listen is shown nowhere), or its owner is hidden.
     """
     inodes = {inode for held, inode in _listening_sockets(address, port, protocol) if _conflicts(held, address)}
     pid = _lowest_pid_with(inodes) if inodes else None
-    return None if pid is None else f"pid {pid} ({_command_name(pid)})"
+    return None if pid is None else f"pid {pid} ({command_name(pid)})"
 
 
 def _conflicts(held: IPAddress, wanted: IPAddress) -> bool:
@@ -75,28 +77,9 @@ def _parse_address(text: str) -> IPAddress:
 
 
 def _lowest_pid_with(inodes: set[str]) -> int | None:
-    """Return the lowest pid that has one of the sockets open."""
+    """Return the lowest pid that has one of the sockets open, that of this process after all others."""
     links = {f"socket:[{inode}]" for inode in inodes}
-    for pid in sorted(int(name) for name in os.listdir(_PROC) if name.isdecimal()):  # noqa: PTH208
-        if any(link in links for link in _open_files(pid)):
+    for pid in sorted(process_ids(), key=lambda pid: (pid == os.getpid(), pid)):
+        if any(link in links for link in open_files(pid)):
             return pid
     return None
-
-
-def _open_files(pid: int) -> Iterator[str]:
-    """Yield where the descriptors of a process lead; nothing more once it is gone, nothing if it is not ours to see."""
-    directory = f"{_PROC}/{pid}/fd"
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                yield os.readlink(entry.path)  # noqa: PTH115
-    except OSError:
-        return
-
-
-def _command_name(pid: int) -> str:
-    try:
-        name = (_PROC / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")
-    except OSError:
-        return "gone"
-    return "".join(character if character.isprintable() else "?" for character in name)

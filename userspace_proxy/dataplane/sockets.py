@@ -7,8 +7,10 @@ sets. What is in no set is unexpected and propagates.
 import errno
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 
 from userspace_proxy.config import RelayLimits
 from userspace_proxy.dataplane.socket_holders import describe_holder
@@ -58,6 +60,21 @@ AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 _ABORTIVE = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger: on, 0 seconds
 
+# Linux, linux/in.h and linux/netfilter_ipv4.h; Python has no names for them.
+_IP_FREEBIND = 15
+"""Of IPv6 sockets too."""
+_SO_ORIGINAL_DST = 80
+"""IP6T_SO_ORIGINAL_DST is the same number."""
+
+_ORIGINAL_DESTINATION: Mapping[int, tuple[int, struct.Struct]] = {
+    socket.AF_INET: (socket.SOL_IP, struct.Struct("!2xH4s8x")),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, struct.Struct("!2xH4x16s4x")),
+}
+"""By family: the level of SO_ORIGINAL_DST, and the port and address in what it returns (ip(7), ipv6(7))."""
+
+_NO_ORIGINAL_DESTINATION = frozenset({errno.ENOENT, errno.ENOPROTOOPT})
+"""getsockopt(2), SO_ORIGINAL_DST: conntrack does not know the connection, or there is no conntrack."""
+
 
 def set_nodelay(sock: socket.SocketType) -> None:
     """Have the kernel send small writes at once (tcp(7)); accepted sockets inherit it."""
@@ -75,48 +92,132 @@ def set_reset_on_close(sock: socket.SocketType) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORTIVE)
 
 
-def open_listening_socket(spec: ListenerSpec, limits: RelayLimits, *, names_holder: bool) -> socket.socket:
-    """Return a non-blocking TCP socket that listens where the spec says; the caller owns it.
+def hold_port(spec: ListenerSpec, *, shares_port: bool, names_holder: bool) -> socket.socket:
+    """Return a non-blocking TCP socket that is bound to where the spec says and does not listen; the caller owns it.
+
+    Clients are refused as if there was no socket, but nobody else can listen there.
 
     Args:
         spec: Where.
-        limits: Has the backlog and the keepalive time.
+        shares_port: See ``share_port``.
         names_holder: Look for the process that has the port already, if one has; walks through all processes.
 
     Raises:
-        ListenError: it cannot be opened; the sentence names the place and the reason.
+        ListenError: the port cannot be had; the sentence names the place and the reason.
     """
-    with opening(spec, socket.SOCK_STREAM, names_holder=names_holder) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        set_nodelay(sock)
-        set_keepalive(sock, limits)
+    with opening(spec, socket.SOCK_STREAM, shares_port=shares_port, names_holder=names_holder) as sock:
+        _pass_over_connections(sock, is_on=True)
         sock.bind((str(spec.address), spec.port))
-        sock.listen(limits.listen_backlog)
+        _pass_over_connections(sock, is_on=False)
     return sock
 
 
+def start_listening(sock: socket.socket, spec: ListenerSpec, limits: RelayLimits, *, names_holder: bool) -> None:
+    """Have a socket from ``hold_port`` listen.
+
+    Args:
+        sock: Also one that has listened before.
+        spec: As for ``hold_port``.
+        limits: Has the backlog and the keepalive time.
+        names_holder: As for ``hold_port``.
+
+    Raises:
+        ListenError: it does not listen, and holds its port as before.
+    """
+    with listen_errors(spec, names_holder=names_holder):
+        set_nodelay(sock)
+        set_keepalive(sock, limits)
+        _pass_over_connections(sock, is_on=True)
+        try:
+            sock.listen(limits.listen_backlog)
+        except OSError:
+            _pass_over_connections(sock, is_on=False)
+            raise
+
+
+def stop_listening(sock: socket.socket) -> None:
+    """Have a socket refuse clients from now on, and reset those in its queue; it holds its port, without any gap.
+
+    Linux lets it listen again later (inet_shutdown() and inet_listen() in net/ipv4/af_inet.c), which HAProxy relies on
+    too. Copies of the descriptor in other processes do not keep it listening.
+    """
+    _pass_over_connections(sock, is_on=False)
+    with suppress(OSError):  # ENOTCONN: somebody else has had it stop (ss -K)
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _pass_over_connections(sock: socket.socket, *, is_on: bool) -> None:
+    """Set whether connections at the port, in TIME_WAIT say, do not matter to bind(2) and listen(2).
+
+    Not while the port is only held: two sockets with SO_REUSEADDR may both be bound (socket(7)), so that most servers
+    could have the port.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, is_on)
+
+
+def share_port(sock: socket.socket, *, is_shared: bool) -> None:
+    """Set whether sockets of this user may have the same port: one at the wildcard address, others at single ones.
+
+    All of them need it set when the last one is bound; the kernel leads clients to the one with the most exact address.
+    It is not to be set where there is no need: other processes could share the place itself, and thereby the clients.
+    (Of a TCP port that was shared once the kernel remembers it until its last socket is closed. Of a shared UDP port it
+    may overlook that others have it at a single address.)
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, is_shared)
+
+
+def was_steered(accepted: socket.SocketType) -> bool:
+    """Return whether netfilter has led an accepted connection here from another address or port.
+
+    Source: getorigdst() in Linux, net/netfilter/nf_conntrack_proto.c.
+    """
+    level, address_struct = _ORIGINAL_DESTINATION[accepted.family]
+    try:
+        option = accepted.getsockopt(level, _SO_ORIGINAL_DST, address_struct.size)
+    except OSError as error:
+        if error.errno in _NO_ORIGINAL_DESTINATION:
+            return False
+        raise
+    port, packed = address_struct.unpack(option)
+    host, local_port = accepted.getsockname()[:2]
+    local = ip_address(host.partition("%")[0])
+    return (port, packed) != (local_port, local.packed)
+
+
 @contextmanager
-def opening(spec: ListenerSpec, kind: int, *, names_holder: bool) -> Iterator[socket.socket]:
+def opening(spec: ListenerSpec, kind: int, *, shares_port: bool, names_holder: bool) -> Iterator[socket.socket]:
     """Yield a new non-blocking socket that the block is to bind; it is closed if that fails, else it is the caller's.
 
     Args:
         spec: Where.
         kind: SOCK_STREAM or SOCK_DGRAM.
-        names_holder: See ``open_listening_socket``.
+        shares_port: See ``share_port``.
+        names_holder: See ``hold_port``.
 
     Raises:
         ListenError: for every OSError in the block, or if there is no socket.
     """
     family = family_of(spec.address)
-    sock = None
-    try:
+    with listen_errors(spec, names_holder=names_holder):
         sock = socket.socket(AF[family], kind | socket.SOCK_NONBLOCK)
-        if family is Family.IPV6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        yield sock
-    except OSError as error:
-        if sock is not None:
+        try:
+            if family is Family.IPV6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if spec.is_virtual:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+            share_port(sock, is_shared=shares_port)
+            yield sock
+        except Exception:
             sock.close()
+            raise
+
+
+@contextmanager
+def listen_errors(spec: ListenerSpec, *, names_holder: bool) -> Iterator[None]:
+    """Turn every OSError in the block into a ListenError that names the place and the reason (see ``hold_port``)."""
+    try:
+        yield
+    except OSError as error:
         raise ListenError(_listen_text(spec, error, names_holder=names_holder)) from error
 
 

@@ -1,10 +1,12 @@
 """TcpListener: accepts the connections of one listening socket and starts a relay for each.
 
-Its Route says to which Pool a client is led; a client that there is none for is reset at once. It never waits for a
-Backend. Out of descriptors, or at the cap of connections, it stops accepting for a while: clients queue in the kernel,
-nothing spins and nothing is lost.
+Its Route says to which Pool a client is led; a client that there is none for is reset at once, and where only steered
+clients are served, so is one that dialled the very place of the listener. It never waits for a Backend. Out of
+descriptors, or at the cap of connections, it stops accepting for a while: clients queue in the kernel, nothing spins
+and nothing is lost.
 """
 
+import errno
 import logging
 import socket
 
@@ -14,7 +16,15 @@ from userspace_proxy.balance.live_pools import LivePools
 from userspace_proxy.config import RelayLimits
 from userspace_proxy.dataplane.counters import ServiceCounters
 from userspace_proxy.dataplane.engine import LISTENER_EVENTS, Engine
-from userspace_proxy.dataplane.sockets import ACCEPT_LOST, OUT_OF_CAPACITY, errno_name, set_reset_on_close
+from userspace_proxy.dataplane.sockets import (
+    ACCEPT_LOST,
+    OUT_OF_CAPACITY,
+    errno_name,
+    set_reset_on_close,
+    start_listening,
+    stop_listening,
+    was_steered,
+)
 from userspace_proxy.dataplane.tcp_relay import TcpRelay
 from userspace_proxy.plan.state import ListenerSpec, Route
 from userspace_proxy.telemetry.log_format import CONNECTION_LOGGER
@@ -29,7 +39,7 @@ PAUSE_S = 0.1
 
 
 class TcpListener:
-    """One listening socket, owned until ``close``; its relays live on after that."""
+    """One listening socket, owned until ``close`` or ``stop``; its relays live on after that."""
 
     __slots__ = (
         "_burst",
@@ -62,17 +72,20 @@ class TcpListener:
         counters: ServiceCounters,
         relays: set[TcpRelay],
     ) -> None:
-        """Start to accept.
+        """Start to accept what the socket will have in its queue.
 
         Args:
             engine: Watches the socket.
             spec: Says what it serves.
-            sock: Listens and is non-blocking; owned from here on.
+            sock: From ``hold_port``; owned from here on, and to be made to listen (``start_listening``).
             pools: The Backends.
             route: Says for whom they are.
             limits: Bounds each connection.
             counters: Where connections are counted.
             relays: The live relays of all listeners; this one adds and removes its own.
+
+        Raises:
+            OSError: the kernel does not watch the socket, which remains the caller's.
         """
         self.engine = engine
         self.spec = spec
@@ -99,7 +112,7 @@ class TcpListener:
     def lead(self, route: Route) -> None:
         """Put a Route in force for new connections; to be called again when one of its Pools comes or goes."""
         self._route = route
-        self._only_pool = self._pools.only_pool(route)
+        self._only_pool = None if self.spec.only_steered else self._pools.only_pool(route)
 
     def on_event(self, mask: int) -> None:  # noqa: ARG002
         """Accept what is queued, up to a turn's worth."""
@@ -148,13 +161,23 @@ class TcpListener:
         """Pause where there is no room for another connection; raise what is unexpected."""
         if error.errno in OUT_OF_CAPACITY:
             self.pause(error.errno)
+        elif error.errno == errno.EINVAL and self.sock is not None:  # accept(2): it does not listen
+            start_listening(self.sock, self.spec, self.limits, names_holder=True)
+            LOG.warning(
+                "somebody had the listener stop (ss -K, say); it listens again",
+                extra={"service": str(self.spec.key.service_port)},
+            )
         elif error.errno not in ACCEPT_LOST:
             raise error
 
     def _choose(self, accepted: socket.SocketType, client_address: tuple[str, int]) -> LivePool | None:
         """Return the Pool to which the Route leads a client; without one, reset it."""
-        dialled = self._dialled or accepted.getsockname()[0]
-        pool = self._pools.choose(self._route, client_address[0], dialled)
+        pool: LivePool | CloseReason
+        if self.spec.only_steered and not was_steered(accepted):
+            pool = CloseReason.NOT_STEERED
+        else:
+            dialled = self._dialled or accepted.getsockname()[0]
+            pool = self._pools.choose(self._route, client_address[0], dialled)
         if isinstance(pool, LivePool):
             return pool
         self.counters.connections += 1
@@ -238,16 +261,23 @@ class TcpListener:
             backend.reported_byte_count = backend.byte_count
 
     def close(self) -> None:
-        """Stop listening: new clients are refused; those queued in the kernel are reset."""
-        sock = self.sock
+        """Stop listening for good: new clients are refused; those queued in the kernel are reset."""
+        sock = self.stop()
         if sock is not None:
-            self.sock = None
-            fd = sock.fileno()
-            if fd in self.engine.handlers:
-                self.engine.remove(fd)
-            # Copies of the descriptor in other processes would keep it listening.
-            sock.shutdown(socket.SHUT_RDWR)
             sock.close()
+
+    def stop(self) -> socket.socket | None:
+        """Stop listening as ``close`` does, and give the socket away, which holds its port still.
+
+        Returns:
+            The socket, owned by the caller, for another TcpListener some day; None: this one was stopped before.
+        """
+        sock, self.sock = self.sock, None
+        if sock is not None:
+            if sock.fileno() in self.engine.handlers:
+                self.engine.remove(sock.fileno())
+            stop_listening(sock)
+        return sock
 
     def _log_connection(
         self, client_address: tuple[str, int], reason: CloseReason, relay: TcpRelay | None = None

@@ -3,7 +3,7 @@
 A flow is found by the client's address and the address it sent to, and made with its first datagram; with balancing by
 datagram there is one for each Backend. A flow whose Backend is not to be used any more is *detached*: the client's next
 datagram makes another one, while this one delivers late answers for ``LINGER_S``. So does a listener that is *retired*
-for want of Backends: the kernel refuses what is sent to it, but it can still send from its address.
+for want of Backends: the kernel refuses what is sent to it, but it can still send from its address, and holds its port.
 
 Everything happens within the event that brought it about: nothing waits, and no datagram is queued.
 """
@@ -38,6 +38,7 @@ from userspace_proxy.dataplane.udp_sockets import (
     read_drops,
     refuse_datagrams,
 )
+from userspace_proxy.errors import ListenError
 from userspace_proxy.model.service_port import UdpBalance
 from userspace_proxy.plan.state import ListenerSpec, Route
 
@@ -62,7 +63,6 @@ class UdpListener:
         "_pools",
         "_reader",
         "_route",
-        "_sock",
         "answers",
         "counters",
         "engine",
@@ -70,6 +70,7 @@ class UdpListener:
         "flows",
         "is_retired",
         "layout",
+        "sock",
         "spec",
     )
 
@@ -118,23 +119,29 @@ class UdpListener:
         self._route = route
         self._only_pool: LivePool | None = None
         self._balance = UdpBalance.FLOW
+        self.sock: socket.socket | None = None
+        """None: it is closed."""
+        self.fd = -1
+        self._drops = 0
+        """What the kernel has told of dropped datagrams, as far as it is counted."""
+        self.is_retired = False
         self.lead(route)
         self.open(sock)
 
     def open(self, sock: socket.socket) -> None:
-        """Receive from a socket, at first or after ``retire``.
+        """Receive from a socket, at first or after ``retire``; in that case it takes the place of the one there was.
 
         Args:
             sock: From ``open_datagram_socket``; owned from here on.
 
         Raises:
-            OSError: the kernel does not watch the socket, which remains the caller's.
+            OSError: the kernel does not watch the socket, which remains the caller's; nothing has changed.
         """
         self.engine.add(sock.fileno(), self, LISTENER_EVENTS)
-        self._sock: socket.socket | None = sock
+        self._close_socket()
+        self.sock = sock
         self.fd = sock.fileno()
         self._drops = 0
-        """What the kernel has told of dropped datagrams, as far as it is counted."""
         self._place: tuple[str, int] = sock.getsockname()[:2]
         self.is_retired = False
 
@@ -390,45 +397,45 @@ class UdpListener:
             self.flows.detach(stale, FlowEnd.ENDPOINT_GONE)
 
     def retire(self, reason: FlowEnd) -> None:
-        """Take no more datagrams, have the kernel refuse new ones, and deliver answers for a while.
+        """Take no more datagrams, have the kernel refuse new ones, and deliver answers for a while; hold the port.
 
         Args:
             reason: Why the flows end.
+
+        Raises:
+            ListenError: the kernel cannot be had to refuse; the listener is closed.
         """
-        sock = self._sock
+        sock = self.sock
         if sock is None or self.is_retired:
             return
         try:
-            refuse_datagrams(sock)
-        except OSError:  # no way even to this node itself: no answers come either
+            refuse_datagrams(sock, self.spec)
+        except ListenError:  # no way even to this node itself: no answers come either
             self.close(reason)
-            return
+            raise
         self.is_retired = True
         with suppress(OSError):  # somebody may have destroyed the socket (ss -K)
             while batch := self._reader.receive(self.fd):  # ends, as no more come
                 self.counters.dropped[DropReason.NO_ENDPOINT] += len(batch)
         self._unwatch()
         self.flows.detach(list(self.flows.current.values()), reason)
+
+    def stop(self) -> None:
+        """Retire as the proxy stops, and hold the port no longer than late answers may come.
+
+        Flows that were silent for a while are not waited for.
+        """
+        self.flows.end_silent(FlowEnd.STOPPED)
+        with suppress(ListenError):  # it is closed then
+            self.retire(FlowEnd.STOPPED)
         if self.flows.is_any_lingering:
-            self.engine.timers.add(self.engine.now_s, LINGER_S, self._end_retired)  # the flows have theirs before
+            self.engine.timers.add(self.engine.now_s, LINGER_S, self._end_stopped)  # the flows have theirs before
         else:
             self._close_socket()
 
-    def stop(self) -> None:
-        """Retire as the proxy stops; flows that were silent for a while are not waited for."""
-        self.flows.end_silent(FlowEnd.STOPPED)
-        self.retire(FlowEnd.STOPPED)
-
-    def _end_retired(self) -> None:
+    def _end_stopped(self) -> None:
         if self.is_retired and not self.flows.is_any_lingering:
             self._close_socket()
-
-    def release_socket(self) -> None:
-        """Make way for another socket at the same place, which is to be given to ``open`` at once.
-
-        For a listener that is retired.
-        """
-        self._close_socket()
 
     def close(self, reason: FlowEnd) -> None:
         """Take no more datagrams and end all flows at once; nothing leaves any more."""
@@ -436,7 +443,7 @@ class UdpListener:
         self._close_socket()
 
     def _close_socket(self) -> None:
-        sock, self._sock = self._sock, None
+        sock, self.sock = self.sock, None
         if sock is not None:
             self._count_drops(sock)
             self._unwatch()
@@ -449,12 +456,12 @@ class UdpListener:
 
     def on_bug(self) -> None:
         """Rest a little, so that what went wrong cannot spin."""
-        if self._sock is not None and not self.is_retired:
+        if self.sock is not None and not self.is_retired:
             self._unwatch()
             self.engine.timers.add(self.engine.now_s, PAUSE_S, self._watch_again)
 
     def _watch_again(self) -> None:
-        if self._sock is not None and not self.is_retired and self.fd not in self.engine.handlers:
+        if self.sock is not None and not self.is_retired and self.fd not in self.engine.handlers:
             try:
                 self.engine.add(self.fd, self, LISTENER_EVENTS)
             except OSError as error:
@@ -468,8 +475,8 @@ class UdpListener:
         """Bring the counters up to date."""
         for flow in self.flows:
             self.flows.report(flow)
-        if self._sock is not None:
-            self._count_drops(self._sock)
+        if self.sock is not None:
+            self._count_drops(self.sock)
 
     def _count_drops(self, sock: socket.socket) -> None:
         drops = read_drops(sock)

@@ -1,12 +1,13 @@
-"""UDP sockets as the data plane uses them: their options, and which errors mean what."""
+"""UDP sockets as the data plane uses them: how they are opened, their options, and which errors mean what."""
 
 import errno
 import socket
 import struct
 from typing import cast
 
-from userspace_proxy.dataplane.sockets import OUT_OF_CAPACITY, opening
+from userspace_proxy.dataplane.sockets import OUT_OF_CAPACITY, listen_errors, opening, share_port
 from userspace_proxy.dataplane.udp_addresses import IP_PKTINFO
+from userspace_proxy.errors import ListenError
 from userspace_proxy.model.names import IPAddress
 from userspace_proxy.plan.state import ListenerSpec
 
@@ -65,7 +66,11 @@ CLIENT_UNREACHABLE = frozenset(
 _RECEIVE_BUFFER_BYTES = 4 << 20
 """What the kernel may keep for a listener that does not get its turn: some ten thousand small datagrams. Arbitrary."""
 
-# Linux, asm-generic/socket.h; Python has no names for them.
+_LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+# Linux, asm-generic/socket.h, linux/in.h and linux/in6.h; Python has no names for them.
+_TRANSPARENT = {socket.AF_INET: (socket.IPPROTO_IP, 19), socket.AF_INET6: (socket.IPPROTO_IPV6, 75)}
+"""By family: level and number of IP_TRANSPARENT and IPV6_TRANSPARENT."""
 _SO_RCVBUFFORCE = 33
 _SO_MEMINFO = 55
 
@@ -74,19 +79,45 @@ _DROPS = 8
 """Position in what SO_MEMINFO returns: SK_MEMINFO_DROPS of linux/sock_diag.h."""
 
 
-def open_datagram_socket(spec: ListenerSpec, *, names_holder: bool) -> socket.socket:
+def open_datagram_socket(
+    spec: ListenerSpec, *, shares_port: bool, names_holder: bool, predecessor: socket.socket | None = None
+) -> socket.socket:
     """Return a non-blocking UDP socket bound to where the spec says; the caller owns it.
 
     Args:
         spec: Where.
-        names_holder: See ``sockets.open_listening_socket``.
+        shares_port: See ``sockets.share_port``.
+        names_holder: See ``sockets.hold_port``.
+        predecessor: Holds the port so far (see ``refuse_datagrams``), and still does so afterwards; None: nobody does.
 
     Raises:
         ListenError: it cannot be opened; the sentence names the place and the reason.
     """
-    with opening(spec, socket.SOCK_DGRAM, names_holder=names_holder) as sock:
+    is_shared = shares_port or predecessor is not None
+    with opening(spec, socket.SOCK_DGRAM, shares_port=is_shared, names_holder=names_holder) as sock:
         _prepare(sock, spec.address)
-        sock.bind((str(spec.address), spec.port))
+        if predecessor is not None:
+            share_port(predecessor, is_shared=True)
+        try:
+            sock.bind((str(spec.address), spec.port))
+        finally:
+            if predecessor is not None:
+                share_port(predecessor, is_shared=shares_port)
+        share_port(sock, is_shared=shares_port)
+    return sock
+
+
+def hold_datagram_port(spec: ListenerSpec, *, shares_port: bool, names_holder: bool) -> socket.socket:
+    """Return a UDP socket at which nothing arrives (see ``refuse_datagrams``), so that nobody else has the port.
+
+    The caller owns it. Args and errors are those of ``open_datagram_socket``.
+    """
+    sock = open_datagram_socket(spec, shares_port=shares_port, names_holder=names_holder)
+    try:
+        refuse_datagrams(sock, spec)
+    except ListenError:
+        sock.close()
+        raise
     return sock
 
 
@@ -103,17 +134,44 @@ def _prepare(sock: socket.socket, address: IPAddress) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
 
 
-def refuse_datagrams(sock: socket.socket) -> None:
+def refuse_datagrams(sock: socket.socket, spec: ListenerSpec) -> None:
     """Have the kernel answer all further datagrams with ICMP port unreachable; the socket can still send.
 
-    It is connected to itself, so that nobody else's datagrams are for it. What was received before is still there.
+    It is connected to itself, so that nobody else's datagrams are for it. What was received before is still there. The
+    port stays held; that of a wildcard address against other wildcard sockets, but not at single addresses, as the
+    socket has one itself now, that of loopback.
+
+    Args:
+        sock: Bound, not connected.
+        spec: Where.
 
     Raises:
-        OSError: it cannot be.
+        ListenError: datagrams are not refused: this node cannot even send to itself.
     """
-    address, *rest = sock.getsockname()
-    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-    sock.connect((loopback.get(address, address), *rest))
+    port = sock.getsockname()[1]
+    host = str(spec.address)
+    loopback = _LOOPBACK[sock.family]
+    with listen_errors(spec, names_holder=False):
+        try:
+            sock.connect((loopback if spec.address.is_unspecified else host, port))
+        except OSError:
+            if not spec.is_virtual:
+                raise
+            _connect_before_address_is_there(sock, (loopback, port))
+
+
+def _connect_before_address_is_there(sock: socket.socket, address: tuple[str, int]) -> None:
+    """Connect a socket whose own address may come to this node later.
+
+    Only a transparent socket may (ip(7)), and steering that brings addresses has the capability needed; to loopback
+    there is a way in any case.
+    """
+    level, option = _TRANSPARENT[sock.family]
+    sock.setsockopt(level, option, 1)
+    try:
+        sock.connect(address)
+    finally:
+        sock.setsockopt(level, option, 0)
 
 
 def read_drops(sock: socket.SocketType) -> int:

@@ -286,6 +286,11 @@ class ListenerSpec:
     address: IPAddress
     """A wildcard address (``0.0.0.0``, ``::``) or one address of this node."""
     port: int
+    is_virtual: bool = False
+    """The address becomes one of this node only by steering, perhaps after the Listener is open."""
+    only_steered: bool = False
+    """Who dials the Listener's own port is refused, and no rule sees to that: only who was led here from another
+    address or port is served."""
 
 
 @frozen

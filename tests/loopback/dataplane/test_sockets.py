@@ -3,14 +3,15 @@
 import errno
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from builders import listener_key
-from peers import descriptors_left, nothing_left_open, own_host
+from peers import descriptors_left, is_taken, nothing_left_open, own_host, unprivileged
+from udp_peers import own_port
 
 from userspace_proxy.config import RelayLimits
 from userspace_proxy.dataplane.sockets import (
@@ -19,7 +20,10 @@ from userspace_proxy.dataplane.sockets import (
     OUT_OF_CAPACITY,
     dial_outcome,
     errno_name,
-    open_listening_socket,
+    hold_port,
+    share_port,
+    start_listening,
+    stop_listening,
 )
 from userspace_proxy.dataplane.udp_addresses import IP_PKTINFO
 from userspace_proxy.dataplane.udp_sockets import open_datagram_socket
@@ -28,7 +32,6 @@ from userspace_proxy.model.names import Protocol
 from userspace_proxy.plan.state import ListenerSpec
 
 HOST = own_host(2)
-NOBODY = 65534
 PRIVILEGED_PORT = max(0, int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) - 1)
 """0: there is none."""
 
@@ -38,31 +41,36 @@ def spec(host: str, port: int = 0) -> ListenerSpec:
     return ListenerSpec(listener_key(), ip_address(host), port)
 
 
+def hold(host: str, port: int = 0, *, shares_port: bool = False) -> socket.socket:
+    """Return a socket that holds a place."""
+    return hold_port(spec(host, port), shares_port=shares_port, names_holder=False)
+
+
+def listen(sock: socket.socket, limits: RelayLimits = RelayLimits()) -> None:  # noqa: B008 - frozen
+    """Have a socket listen."""
+    host, port = sock.getsockname()[:2]
+    start_listening(sock, spec(host, port), limits, names_holder=True)
+
+
+def listening(host: str, port: int = 0, limits: RelayLimits = RelayLimits()) -> socket.socket:  # noqa: B008 - frozen
+    """Return a socket that listens."""
+    sock = hold(host, port)
+    listen(sock, limits)
+    return sock
+
+
 def failure(host: str, port: int, *, names_holder: bool = False) -> str:
-    """Return what is said about a listener that cannot be opened."""
+    """Return what is said about a port that cannot be had."""
     with nothing_left_open(), pytest.raises(ListenError) as caught:
-        open_listening_socket(spec(host, port), RelayLimits(), names_holder=names_holder)
+        hold_port(spec(host, port), shares_port=False, names_holder=names_holder)
     assert isinstance(caught.value.__cause__, OSError)
     return str(caught.value)
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Do without the rights of root, if there are any."""
-    if os.geteuid():
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.mark.parametrize("host", [HOST, "::1", "0.0.0.0", "::"], ids=["IPv4", "IPv6", "any IPv4", "any IPv6"])
 def test_listening_socket_is_as_the_settings_say(host: str) -> None:
     """It listens, never blocks, is for one family only, and hands keepalive and no delay on to accepted sockets."""
-    with open_listening_socket(spec(host), RelayLimits(keepalive_idle_s=33), names_holder=True) as sock:
+    with listening(host, limits=RelayLimits(keepalive_idle_s=33)) as sock:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         assert not sock.getblocking()
         assert not sock.get_inheritable()
@@ -81,26 +89,72 @@ def test_listening_socket_is_as_the_settings_say(host: str) -> None:
 def test_listening_sockets_of_both_families_share_a_port() -> None:
     """The wildcard of IPv6 leaves the same port of IPv4 free."""
     for _ in range(50):  # a few ports of IPv4 are taken by others
-        with open_listening_socket(spec("::"), RelayLimits(), names_holder=False) as six, suppress(ListenError):
+        with listening("::") as six, suppress(ListenError):
             port = six.getsockname()[1]
-            open_listening_socket(spec("0.0.0.0", port), RelayLimits(), names_holder=False).close()
+            listening("0.0.0.0", port).close()
             return
     pytest.fail("no port is free for both")
 
 
 def test_listening_socket_opens_where_connections_are_in_time_wait() -> None:
     """A restart does not wait for old connections to be forgotten."""
-    with open_listening_socket(spec(HOST), RelayLimits(), names_holder=True) as sock:
+    with listening(HOST) as sock:
         port = sock.getsockname()[1]
         with socket.create_connection((HOST, port)):
             sock.setblocking(True)  # noqa: FBT003
             sock.accept()[0].close()
-    open_listening_socket(spec(HOST, port), RelayLimits(), names_holder=True).close()
+    listening(HOST, port).close()
+
+
+def test_port_is_held_against_servers_while_connections_from_before_are_open() -> None:
+    """Neither these nor those in TIME_WAIT keep it from listening again, nor let another one listen meanwhile."""
+    port = own_port(5)
+    with listening(HOST, port) as sock, ExitStack() as stack:
+        sock.setblocking(True)  # noqa: FBT003
+        for _ in range(3):
+            stack.enter_context(socket.create_connection((HOST, port)))
+            open_one = stack.enter_context(sock.accept()[0])
+            with socket.create_connection((HOST, port)):
+                sock.accept()[0].close()
+            stop_listening(sock)
+            assert is_taken(HOST, port)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((HOST, port))
+            listen(sock)
+            open_one.sendall(b"alive")
+
+
+def test_held_socket_that_cannot_listen_holds_its_port_as_before() -> None:
+    """It is as if nothing had been tried."""
+    with hold(HOST) as sock, socket.socket() as other:
+        host, port = sock.getsockname()
+        for each in (sock, other):
+            share_port(each, is_shared=True)
+        other.bind((host, port))
+        other.listen()
+        share_port(sock, is_shared=False)
+        with pytest.raises(ListenError, match="in use by"):
+            listen(sock)
+        other.close()
+        assert is_taken(host, port)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_sockets_at_an_address_that_comes_later_open(host: str) -> None:
+    """Of a virtual address, of no machine here (RFC 5737, RFC 3849); of others it is an error as ever."""
+    with pytest.raises(ListenError, match="no such address on this node"):
+        hold(host, 80)
+    where = evolve(spec(host, 80), is_virtual=True)
+    with hold_port(where, shares_port=False, names_holder=False) as sock:
+        start_listening(sock, where, RelayLimits(), names_holder=False)
+    where = evolve(udp_spec(host, 53), is_virtual=True)
+    with open_datagram_socket(where, shares_port=False, names_holder=False) as sock:
+        assert sock.getsockname()[:2] == (host, 53)
 
 
 def test_listening_socket_queues_as_many_as_its_backlog() -> None:
     """The setting reaches listen(2)."""
-    with open_listening_socket(spec(HOST), RelayLimits(listen_backlog=1), names_holder=True) as sock:
+    with listening(HOST, limits=RelayLimits(listen_backlog=1)) as sock:
         clients = []
         for _ in range(4):
             client = socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -166,7 +220,7 @@ def test_listening_socket_at_a_foreign_address_says_so() -> None:
 def test_listening_socket_without_descriptors_says_how_to_get_more() -> None:
     """The sentence names the limit."""
     with descriptors_left(0), pytest.raises(ListenError, match="no file descriptor is left; raise the limit"):
-        open_listening_socket(spec(HOST), RelayLimits(), names_holder=False)
+        hold(HOST)
 
 
 def test_listening_socket_that_fails_otherwise_has_the_words_of_the_system() -> None:
@@ -179,10 +233,15 @@ def udp_spec(host: str, port: int = 0) -> ListenerSpec:
     return ListenerSpec(listener_key("shop/dns:dns", protocol=Protocol.UDP), ip_address(host), port)
 
 
+def open_udp(host: str, port: int = 0) -> socket.socket:
+    """Return a socket that takes datagrams."""
+    return open_datagram_socket(udp_spec(host, port), shares_port=False, names_holder=False)
+
+
 @pytest.mark.parametrize("host", [HOST, "::1", "0.0.0.0", "::"], ids=["IPv4", "IPv6", "any IPv4", "any IPv6"])
 def test_datagram_socket_never_blocks_and_is_for_one_family_only(host: str) -> None:
     """It asks for the address that datagrams were sent to where it has more than one, and has room for a burst."""
-    with open_datagram_socket(udp_spec(host), names_holder=True) as sock:
+    with open_udp(host) as sock:
         assert not sock.getblocking()
         assert not sock.get_inheritable()
         wildcard = host in ("0.0.0.0", "::")
@@ -199,18 +258,18 @@ def test_datagram_socket_never_blocks_and_is_for_one_family_only(host: str) -> N
 def test_datagram_socket_without_rights_has_as_much_room_as_everybody_may_have() -> None:
     """It opens all the same."""
     allowed = int(Path("/proc/sys/net/core/rmem_max").read_text())
-    with unprivileged(), open_datagram_socket(udp_spec(HOST), names_holder=True) as sock:
+    with unprivileged(), open_udp(HOST) as sock:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * min(allowed, 4 << 20)
 
 
 def test_datagram_socket_at_a_port_in_use_names_the_holder_if_asked() -> None:
     """As for TCP; a port of TCP is not in the way."""
-    with open_datagram_socket(udp_spec(HOST), names_holder=True) as holder:
+    with open_udp(HOST) as holder:
         port = holder.getsockname()[1]
-        open_listening_socket(spec(HOST, port), RelayLimits(), names_holder=True).close()
+        listening(HOST, port).close()
         for names_holder, who in ((True, f"pid {os.getpid()} ("), (False, "another process")):
             with nothing_left_open(), pytest.raises(ListenError) as caught:
-                open_datagram_socket(udp_spec(HOST, port), names_holder=names_holder)
+                open_datagram_socket(udp_spec(HOST, port), shares_port=False, names_holder=names_holder)
             text = str(caught.value)
             assert text.startswith(f"cannot listen on {HOST}:{port} for shop/dns:dns")
             assert f"in use by {who}" in text
@@ -219,9 +278,9 @@ def test_datagram_socket_at_a_port_in_use_names_the_holder_if_asked() -> None:
 def test_datagram_socket_that_cannot_be_opened_says_why() -> None:
     """No descriptor, or an address of another machine."""
     with descriptors_left(0), pytest.raises(ListenError, match="no file descriptor is left; raise the limit"):
-        open_datagram_socket(udp_spec(HOST), names_holder=False)
+        open_udp(HOST)
     with nothing_left_open(), pytest.raises(ListenError, match="no such address on this node"):
-        open_datagram_socket(udp_spec("192.0.2.1", 53), names_holder=False)
+        open_udp("192.0.2.1", 53)
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def test_flow_that_cannot_be_watched_is_dropped_counted_and_leaves_no_socket() -
         assert server.take() == [b"ping"]
 
 
-def test_listener_that_cannot_be_watched_again_ends_its_flows_and_is_retried() -> None:
+def test_listener_that_cannot_be_watched_again_goes_on_refusing_and_is_retried() -> None:
     """A retired listener that comes back finds no room in epoll: an error that says what to do, and no leak."""
     with stepped_proxy() as proxy, open_udp_peers() as peers:
         server = peers.server()
@@ -261,12 +261,16 @@ def test_listener_that_cannot_be_watched_again_ends_its_flows_and_is_retried() -
         assert server.take() == [b"ping"]
         proxy.set_udp_pool()
         epoll = fill_epoll(proxy, room=0)
+        descriptors = count_descriptors()
         key = pool_key(DNS, protocol=Protocol.UDP)
         proxy.listeners.apply_pool(Pool(key, (server.backend,), Balance.ROUND_ROBIN, None, UdpSettings()))
         (error,) = proxy.listeners.open_missing(retry=False).values()
         assert "raise fs.epoll.max_user_watches" in str(error)
-        assert proxy.listeners.open_flows == 0
+        assert count_descriptors() == descriptors
         assert client.is_refused()
+        server.answer(b"late")
+        proxy.pass_on()
+        assert client.take() == [b"late"]
         epoll.room = 2
         assert proxy.listeners.open_missing(retry=True) == {udp_listener_key(): None}
         ask(proxy, client)

@@ -1,14 +1,17 @@
 """Endpoints that come, go and move under open flows: no datagram is lost, and answers in flight are delivered."""
 
+import socket
+from ipaddress import ip_address
+
 import pytest
 from attrs import evolve
 from builders import pool_key, route, udp_settings
 from engine_driver import DNS, Proxy, stepped_proxy, udp_listener_key
-from peers import nothing_left_open, own_host
+from peers import is_taken, nothing_left_open, own_host
 from udp_peers import UdpPeer, UdpPeers, UdpServer, flush_loopback, open_udp_peers, own_port
 
 from userspace_proxy.balance.flow_outcome import DropReason, FlowEnd
-from userspace_proxy.model.names import Protocol
+from userspace_proxy.model.names import Protocol, family_of
 from userspace_proxy.model.service_port import Balance
 from userspace_proxy.plan.state import EndpointScope, ListenerSpec, Pool, UdpSettings
 
@@ -302,25 +305,31 @@ def test_datagrams_that_wait_when_the_last_backend_goes_are_counted() -> None:
         assert proxy.engine.counters.udp_services[DNS].dropped[DropReason.NO_ENDPOINT] == 100
 
 
-def test_listener_without_backends_and_without_flows_keeps_no_socket() -> None:
-    """There is nobody to answer: another process may have the port at once."""
+@in_every_place
+def test_listener_without_backends_keeps_its_port(host: str) -> None:
+    """However long it has none, nobody else gets the place; the moment the listener is removed, everybody may."""
     with stepped_proxy() as proxy, open_udp_peers() as peers:
-        proxy.serve_udp(peers.server().backend, host=HOST, port=PORT)
-        set_backends(proxy, HOST)
-        peers.server(HOST, PORT)
+        one_way_sender(proxy, peers, host)
+        set_backends(proxy, host)
+        proxy.advance(LINGER_S + SOON_S)
+        assert is_taken(host, PORT, socket.SOCK_DGRAM)
+        proxy.listeners.remove_listener(udp_listener_key(family=family_of(ip_address(host))))
+        assert not is_taken(host, PORT, socket.SOCK_DGRAM)
 
 
-def test_listener_that_comes_back_at_a_port_that_is_taken_meanwhile_fails_and_is_tried_again() -> None:
-    """The flows from before end, as there is no socket to answer from; a retry opens it."""
+def test_listener_that_comes_back_where_an_address_is_taken_meanwhile_fails_and_is_tried_again() -> None:
+    """A port at the wildcard address cannot be held at each single one: who has taken one is named, nothing is lost."""
     with stepped_proxy() as proxy, open_udp_peers() as peers:
-        client, server, _ = one_way_sender(proxy, peers, HOST)
-        set_backends(proxy, HOST)
-        proxy.advance(LINGER_S)
+        client, server, _ = one_way_sender(proxy, peers, "0.0.0.0")
+        set_backends(proxy, "0.0.0.0")
         thief = peers.server(HOST, PORT)
         pool = Pool(pool_key(DNS, protocol=Protocol.UDP), (server.backend,), Balance.ROUND_ROBIN, None, UdpSettings())
         proxy.listeners.apply_pool(pool)
         (error,) = proxy.listeners.open_missing(retry=False).values()
-        assert f"cannot listen on {HOST}:{PORT} for {DNS}: in use by pid " in str(error)
+        assert f"cannot listen on 0.0.0.0:{PORT} for {DNS}: in use by pid " in str(error)
+        assert client.is_refused()
+        answer(proxy, server, b"late")
+        assert client.take() == [b"late"]
         thief.sock.close()
         assert proxy.listeners.open_missing(retry=True) == {udp_listener_key(): None}
         ask(proxy, client)

@@ -9,7 +9,7 @@ from engine_driver import Proxy, stepped_proxy, udp_listener_key
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from peers import own_host
+from peers import is_taken, own_host
 from udp_peers import Address, UdpPeer, flush_loopback, open_udp_peers, own_port
 
 from userspace_proxy.config import FlowLimits
@@ -19,7 +19,7 @@ from userspace_proxy.plan.state import ListenerSpec, Pool, UdpSettings
 
 SERVICES = ("shop/dns:dns", "shop/log:log")
 PORT, OTHER_PORT = own_port(6), own_port(7)
-"""While a listener is closed, nobody else gets its port."""
+"""Ports that nobody else wants, so that nobody has one while a listener is removed."""
 PLACES = {"shop/dns:dns": (own_host(4), PORT), "shop/log:log": ("0.0.0.0", OTHER_PORT)}
 ADDRESSES: dict[str, Address] = {"shop/dns:dns": PLACES["shop/dns:dns"], "shop/log:log": (own_host(5), OTHER_PORT)}
 """Where clients send to."""
@@ -181,7 +181,10 @@ class Listeners(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "proxy"))
     @invariant()
     def holds(self) -> None:
-        """All that is written down agrees, and the caps are kept."""
+        """All that is written down agrees, the caps are kept, and ports are held exactly while they are wanted."""
+        for name, (host, port) in PLACES.items():
+            is_wanted = udp_listener_key(name) in self.proxy.listeners._wanted
+            assert is_taken(host, port, socket.SOCK_DGRAM) == is_wanted
         self.proxy.assert_flows_consistent()
         assert self.proxy.listeners.open_flows <= LIMITS.max_total_flows  # type: ignore[operator]
         for listener in self.proxy.udp_listeners():

@@ -11,7 +11,7 @@ from userspace_proxy.balance.close_reason import CloseReason
 def test_close_reason_prints_as_two_letters(reason: CloseReason) -> None:
     """The text is who and phase, of the letters that are documented, and no two reasons share it."""
     assert str(reason) == reason.who + reason.phase
-    assert re.fullmatch(r"[-CBPRTKI][-ADOH]", str(reason))
+    assert re.fullmatch(r"[-CBPGRTKI][-ADOH]", str(reason))
     assert [other for other in CloseReason if str(other) == str(reason)] == [reason]
 
 
