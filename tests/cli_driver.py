@@ -148,6 +148,7 @@ def slice_objects(service: str, *backends: Backend, protocol: Protocol = Protoco
 def write_manifests(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
     """Put a List of objects in the place of a file, at once."""
     fd, written = tempfile.mkstemp(dir=path.parent, prefix=".")
+    os.fchmod(fd, 0o644)  # others may be who reads it
     with os.fdopen(fd, "w") as file:
         json.dump({"apiVersion": "v1", "kind": "List", "items": list(objects)}, file)
     Path(written).replace(path)

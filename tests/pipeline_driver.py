@@ -1,7 +1,7 @@
 """A Pipeline between scripted WatchEvents, a fake Steering and real listening sockets. Entry point: ``open_flow``."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 from random import Random
@@ -16,9 +16,9 @@ from userspace_proxy.control.counters import ControlCounters
 from userspace_proxy.control.pipeline import Pipeline
 from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.listener_set import ListenerSet
-from userspace_proxy.dataplane.udp_listener import UdpListener
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.endpoint import EndpointSlice
+from userspace_proxy.model.names import NamespacedName
 from userspace_proxy.model.node import Node
 from userspace_proxy.model.problem import Problem
 from userspace_proxy.model.service_port import Service
@@ -28,11 +28,18 @@ from userspace_proxy.plan.state import (
     ListenerKey,
     ListenerSpec,
     PlanSettings,
-    Restrictions,
+    Route,
     SourceAddresses,
 )
 from userspace_proxy.sources.base import Applied, Removed, Synced
-from userspace_proxy.steering.base import Placement, Steering, listener_key, node_port_placement
+from userspace_proxy.steering.base import (
+    Placement,
+    ServiceSteering,
+    Steering,
+    Surroundings,
+    listener_key,
+    node_port_placement,
+)
 
 SETTLE_S = 0.1
 """Virtual seconds in which all that can be done at once is done."""
@@ -49,19 +56,24 @@ class FakeSteering(Steering):
     kind: ClassVar[SteeringKind] = SteeringKind.IPTABLES
 
     def __init__(self) -> None:
+        super().__init__()
         self.listeners: ListenerSet | None = None
+        self.changed: list[set[str]] = []
+        """The Services of each ``apply``."""
         self.applied: list[list[str]] = []
-        """The Frontends of each ``apply``, as texts."""
+        """The Frontends that are to be steered after each ``apply``, as texts."""
         self.led_to: list[set[ListenerKey]] = []
-        """The Listeners of each ``apply``."""
-        self.restrictions: list[Restrictions] = []
+        """The Listeners they are to be led to."""
+        self.restricted: list[dict[Frontend, Route]] = []
+        """The Routes of those that do not serve everybody."""
+        self.surroundings: list[Surroundings] = []
         """Those of each ``apply``."""
         self.open_at_apply: list[set[ListenerKey]] = []
         """Those that were open when it began."""
         self.refreshes = 0
         self.failure = ""
         """What ``apply`` and ``refresh`` fail with."""
-        self.refused: set[str] = set()
+        self.unplaceable: set[str] = set()
         """Services that ``place`` fails for."""
         self.held: trio.Event | None = None
         """``apply`` waits for it."""
@@ -69,6 +81,9 @@ class FakeSteering(Steering):
         """Called by each ``place``."""
         self.bug_in = ""
         """The method that is to raise what no caller expects, once."""
+        self.refuses: dict[Frontend, str] = {}
+        """What ``place`` leaves out, with the reasons."""
+        self._services: dict[NamespacedName, ServiceSteering] = {}
         self._ports: dict[ListenerKey, int] = {}
 
     def place(self, frontends: Iterable[Frontend]) -> tuple[Placement, ...]:
@@ -77,16 +92,25 @@ class FakeSteering(Steering):
         self._strike("place")
         self.on_place()
         for frontend in frontends:
-            if str(frontend.service_port.service) in self.refused:
+            if str(frontend.service_port.service) in self.unplaceable:
                 raise SteeringError(f"no proxy port is left for {frontend.service_port.service}")
-        return tuple(node_port_placement(frontend) or self._place(frontend) for frontend in frontends)
+        served = (frontend for frontend in frontends if frontend not in self.refuses)
+        return tuple(node_port_placement(frontend) or self._place(frontend) for frontend in served)
 
-    async def apply(self, placements: Iterable[Placement], restrictions: Restrictions) -> None:
+    def refused(self, frontends: Iterable[Frontend]) -> Mapping[Frontend, str]:
+        """Return what the test has said."""
+        return {frontend: self.refuses[frontend] for frontend in frontends if frontend in self.refuses}
+
+    async def apply(self, changed: Mapping[NamespacedName, ServiceSteering], surroundings: Surroundings) -> None:
         """Note it, or fail."""
-        placements = sorted(placements, key=lambda one: one.frontend.service_port.service)  # they come in any order
         assert self.listeners is not None
+        self._services |= changed
+        services = [self._services[name] for name in sorted(self._services)]
+        placements = [placement for service in services for placement in service.placements]
+        self.changed.append({str(name) for name in changed})
         self.applied.append([str(placement.frontend) for placement in placements])
-        self.restrictions.append(restrictions)
+        self.restricted.append({key: route for service in services for key, route in service.restricted.items()})
+        self.surroundings.append(surroundings)
         self.led_to.append({placement.listener.key for placement in placements})
         self.open_at_apply.append(set(self.listeners._open))
         await trio.lowlevel.checkpoint()
@@ -204,10 +228,7 @@ class Flow:
 
     def sockets(self) -> dict[str, int]:
         """Return the listening sockets that are open: ServicePort and port to a number that no other socket has."""
-        socks = {
-            key: listener._sock if isinstance(listener, UdpListener) else listener.sock
-            for key, listener in self.listeners._open.items()
-        }
+        socks = {key: listener.sock for key, listener in self.listeners._open.items()}
         return {
             f"{key.service_port} {sock.getsockname()[1]}": os.fstat(sock.fileno()).st_ino
             for key, sock in socks.items()

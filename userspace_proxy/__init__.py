@@ -21,7 +21,6 @@ traffic policy     Cluster or Local: which Endpoints may be reached, for interna
 source class       where a client is, as far as policies ask: a pod, the host, or outside
 Route              which Pool a client of a Frontend gets, by its source class, or a Verdict
 Verdict            reject (nobody answers, anywhere) or drop (the policy keeps the client from those who do)
-Restrictions       the Routes that steering has to keep clients away from
 session affinity   the same client gets the same Backend, for a time
 health check       what a load balancer that asks this node about a Service is told
 Listener           the live socket that serves one or more Frontends
@@ -30,6 +29,7 @@ dial               one attempt to connect to a Backend
 relay              the live copying between a client and a Backend
 flow               the UDP datagrams between one client port and one Backend, with an idle limit
 steering           how packets for a Frontend reach a Listener
+proxy port         a port of this node to which steering rules lead the packets for some Frontends
 Problem            a defect in one API object: collected, never raised
 Node               the Node object of the machine this runs on
 WatchEvent         what a source says about one object; WatchEvents take effect together
@@ -42,8 +42,8 @@ CloseReason        who ended a connection, and in which phase
 =================  ====================================================================
 
 Imports point down only:
-``__main__ > cli > demo > control > sources | steering | dataplane > telemetry > balance > plan > config_file > config >
-model > errors``.
+``__main__ > cli > demo > control > sources | steering | dataplane > telemetry | processes > balance > plan >
+config_file > config > model > errors``.
 """
 
 __version__ = "0.1.0+dev"

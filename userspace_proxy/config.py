@@ -32,8 +32,15 @@ class SteeringKind(StrEnum):
     AUTO = "auto"
     """The first kind that works here."""
     IPTABLES = "iptables"
+    NFTABLES = "nftables"
+    LOCAL_ROUTE = "local-route"
     LOOPBACK = "loopback"
     NONE = "none"
+
+    @property
+    def changes_node(self) -> bool:
+        """Whether it has rules or routes, which two instances would take from each other; not known of ``AUTO``."""
+        return self in (SteeringKind.IPTABLES, SteeringKind.NFTABLES, SteeringKind.LOCAL_ROUTE)
 
 
 @frozen
@@ -133,6 +140,10 @@ class Config:
     flow_limits: FlowLimits = FlowLimits()
     drain_timeout_s: float = 30.0
     """Seconds that open connections get to end after the first SIGTERM or SIGINT."""
+    service_cidrs: tuple[IPNetwork, ...] = ()
+    """Where cluster addresses are from, at most one network of each family; none: not known."""
+    hosts_file: Path | None = None
+    """Gets a line for each Service, and loses them at the end; None: none does."""
     loopback_range: IPv4Network = LOOPBACK_RANGE
     """Where loopback steering takes addresses from; within 127.0.0.0/8."""
     proxy_port_range: range = range(12000, 30000)
@@ -226,7 +237,7 @@ def parse_loopback_range(text: str) -> IPv4Network:
     return network
 
 
-def parse_cluster_cidrs(text: str) -> tuple[IPNetwork, ...]:
+def parse_cidrs(text: str) -> tuple[IPNetwork, ...]:
     """Return the networks of ``10.244.0.0/16`` or ``10.244.0.0/16,fd00:10:244::/56``; none for a blank text.
 
     Raises:

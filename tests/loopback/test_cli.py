@@ -39,6 +39,9 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "healthz_bind_address": ("127.0.0.2:8", (IPv4Address("127.0.0.2"), 8)),
     "steering": ("none", "none"),
     "balance": ("least-connections", "least-connections"),
+    "service_cidr": ("10.96.0.0/12,fd00:96::/112", (IPv4Network("10.96.0.0/12"), IPv6Network("fd00:96::/112"))),
+    "hosts_file": ("hosts", Path("hosts")),
+    "kube_proxy_leftovers": ("1", True),
     "loopback_range": ("127.50.0.0/16", IPv4Network("127.50.0.0/16")),
     "proxy_port_range": ("20000-20999", range(20000, 21000)),
     "state_dir": ("somewhere", Path("somewhere")),
@@ -131,6 +134,8 @@ def test_settings_in_force_are_all_said(tmp_path: Path) -> None:
         "  nodeport-addresses: 10.1.0.0/16,10.2.0.0/16",
         "  external-ips: off",
         "  steering: none",
+        "  service-cidr: 10.96.0.0/12,fd00:96::/112",
+        "  hosts-file: hosts",
         "  balance: least-connections",
         "  dial-next-after: 0.5 s",
         "  dial-timeout: 5 s",
@@ -276,6 +281,26 @@ def test_cleanup_without_iptables_has_nothing_to_remove(tmp_path: Path) -> None:
         done = run_command(*arguments, cwd=tmp_path, env={"PATH": "/nonexistent"})
         assert (done.returncode, done.stdout, done.stderr) == (0, "nothing to remove\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cleanup_removes_names_from_a_hosts_file(tmp_path: Path) -> None:
+    """What is left of a killed run, and nothing else; what makes no sense is told and left alone."""
+    block = "# BEGIN userspace-proxy\n10.96.0.10 web\n# END userspace-proxy\n"
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost\n{block}")
+    environ = {"PATH": "/nonexistent", "USERSPACE_PROXY_HOSTS_FILE": "hosts"}
+    done = run_command("cleanup", "--dry-run", cwd=tmp_path, env=environ)
+    assert (done.returncode, done.stdout) == (0, "would remove hosts file hosts: our block\n")
+    assert block in hosts.read_text()
+    done = run_command("cleanup", cwd=tmp_path, env=environ)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "removed hosts file hosts: our block\n", "")
+    assert hosts.read_text() == "127.0.0.1 localhost\n"
+    assert run_command("cleanup", cwd=tmp_path, env=environ).stdout == "nothing to remove\n"
+    hosts.write_text(f"{block}{block}")
+    done = run_command("cleanup", cwd=tmp_path, env=environ)
+    assert done.returncode == 1
+    assert done.stderr.startswith("userspace-proxy: not removed: the hosts file hosts is left alone: line 1, ")
+    assert hosts.read_text() == f"{block}{block}"
 
 
 @pytest.mark.slow

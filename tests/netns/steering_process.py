@@ -58,6 +58,8 @@ class Asked:
     is_refused: bool = False
     """Whether those who are not served are to be refused instead."""
     source_ranges: tuple[str, ...] = ()
+    service: str = "shop/web"
+    """Each Service is one of its own for ``Steering.apply``."""
 
 
 class Driver:
@@ -71,10 +73,11 @@ class Driver:
         *,
         prefix: tuple[str, ...] = (),
         proxy_ports: tuple[int, int] = (12000, 29999),
+        service_cidrs: tuple[str, ...] = (),
         stderr: IO[str] | None = None,
     ) -> None:
-        ports = map(str, proxy_ports)
-        self._process = node.start(*prefix, sys.executable, _DRIVER, kind, state_dir, *ports, stderr=stderr)
+        arguments: tuple[str | Path, ...] = (kind, state_dir, *map(str, proxy_ports), *service_cidrs)
+        self._process = node.start(*prefix, sys.executable, _DRIVER, *arguments, stderr=stderr)
         self.chosen = self._read()
 
     def apply(
@@ -90,9 +93,11 @@ class Driver:
             "pod_networks": [*pod_networks],
             "health_check_ports": [*health_check_ports],
         }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        return self._read()
+        return self._ask(command)
+
+    def repairs(self) -> dict[str, int]:
+        """Refresh, and return how often something was put back so far, by where it was."""
+        return self._ask({})
 
     def terminate(self) -> int:
         """End it as SIGTERM does, and return its exit status."""
@@ -103,6 +108,11 @@ class Driver:
         """End it without a chance to remove anything."""
         self._process.kill()
         self._process.wait()
+
+    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        return self._read()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None

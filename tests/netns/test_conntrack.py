@@ -156,7 +156,7 @@ def test_entries_follow_rules_that_could_be_written_only_later(node: Node, tmp_p
     """As long as the old ones are in force so are the entries they make, and after that none is left."""
     commands, broken = tmp_path / "bin", tmp_path / "broken"
     commands.mkdir()
-    script = commands / "iptables-nft-save"
+    script = commands / "iptables-nft-restore"
     script.write_text(f'#!/bin/sh\n[ -e {broken} ] && exit 4\nexec {shutil.which(script.name)} "$@"\n')
     script.chmod(0o755)
     driver = Driver(node, tmp_path, prefix=("env", f"PATH={commands}:{os.environ['PATH']}"))

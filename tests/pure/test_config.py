@@ -14,7 +14,7 @@ from userspace_proxy.config import (
     default_runtime_dir,
     default_state_dir,
     parse_bind_address,
-    parse_cluster_cidrs,
+    parse_cidrs,
     parse_loopback_range,
     parse_node_name,
     parse_node_port_addresses,
@@ -166,9 +166,9 @@ def test_parse_bind_address_refuses_the_rest_with_a_sentence(text: str) -> None:
         ("", []),
     ],
 )
-def test_parse_cluster_cidrs_takes_one_network_of_each_family(text: str, networks: list[str]) -> None:
+def test_parse_cidrs_takes_one_network_of_each_family(text: str, networks: list[str]) -> None:
     """In the order given; bits behind the prefix are dropped, as kube-proxy does."""
-    assert parse_cluster_cidrs(text) == tuple(map(ip_network, networks))
+    assert parse_cidrs(text) == tuple(map(ip_network, networks))
 
 
 @pytest.mark.parametrize(
@@ -190,10 +190,10 @@ def test_parse_cluster_cidrs_takes_one_network_of_each_family(text: str, network
         ),
     ],
 )
-def test_parse_cluster_cidrs_refuses_the_rest_with_a_sentence(text: str, sentence: str) -> None:
+def test_parse_cidrs_refuses_the_rest_with_a_sentence(text: str, sentence: str) -> None:
     """The text is quoted and what to write is shown."""
     with pytest.raises(ConfigError) as caught:
-        parse_cluster_cidrs(text)
+        parse_cidrs(text)
     assert str(caught.value) == sentence
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -12,9 +13,9 @@ import trio
 
 from userspace_proxy import __version__
 from userspace_proxy.cli.option_types import Command, Option, with_options
-from userspace_proxy.cli.options import check_options, config_option, log_options, run_options
+from userspace_proxy.cli.options import check_options, cleanup_options, config_option, log_options, run_options
 from userspace_proxy.cli.settings import build_config
-from userspace_proxy.config import Config
+from userspace_proxy.config import Config, default_runtime_dir
 from userspace_proxy.errors import ConfigError, UserspaceProxyError
 from userspace_proxy.telemetry.log_format import CONNECTION_LOGGER, LogFormat, configure_logging
 
@@ -144,22 +145,32 @@ def default() -> None:
 
 
 @main.command()
-@with_options(
-    Option(["--dry-run"], is_flag=True, help="Only say what would be removed."),
-    *log_options("info"),
-)
-def cleanup(*, dry_run: bool, **settings: Any) -> None:
-    """Remove the rules that a killed run has left behind. Needs no cluster and no manifests; may be repeated.
+@with_options(*cleanup_options())
+def cleanup(
+    *, dry_run: bool, kube_proxy_leftovers: bool, hosts_file: Path | None, runtime_dir: Path | None, **settings: Any
+) -> None:
+    """Remove what a killed run has left behind: rules, tables and routes of all kinds of steering.
 
     \b
     Examples:
       userspace-proxy cleanup --dry-run
-      userspace-proxy cleanup
+      userspace-proxy cleanup --hosts-file /etc/hosts
+      userspace-proxy cleanup --kube-proxy-leftovers
+
+    Needs no cluster and no manifests, leaves alone what others have made, and may be repeated. Not while a run is alive
+    that has rules or routes; --dry-run may. Exit status 1 if something could not be removed or looked at.
     """
-    from userspace_proxy.steering.cleanup import cleanup as remove_leftovers
+    from userspace_proxy.control.cleanup import run_cleanup
 
     _configure_logging(settings)
-    report = _call(lambda: remove_leftovers(dry_run=dry_run))
+    remove = partial(
+        run_cleanup,
+        dry_run=dry_run,
+        kube_proxy_leftovers=kube_proxy_leftovers,
+        hosts_file=hosts_file,
+        runtime_dir=runtime_dir or default_runtime_dir(os.environ, os.geteuid()),
+    )
+    report = _call(remove)
     verb = "would remove" if dry_run else "removed"
     _print(f"{verb} {phrase}" for phrase in report.removed)
     if not report.removed and not report.failed:

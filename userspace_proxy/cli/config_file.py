@@ -24,6 +24,7 @@ _IRREGULAR = {
     "cluster_cidr": "clusterCIDR",
     "external_ips": "externalIPs",
     "nodeport_addresses": "nodePortAddresses",
+    "service_cidr": "serviceCIDR",
 }
 """Keys as Kubernetes writes these words."""
 _WIDTH = 98

@@ -15,7 +15,7 @@ from userspace_proxy.config import (
     NodePortAddresses,
     SteeringKind,
     parse_bind_address,
-    parse_cluster_cidrs,
+    parse_cidrs,
     parse_loopback_range,
     parse_node_name,
     parse_node_port_addresses,
@@ -116,7 +116,7 @@ _NODE_OPTIONS = (
     Option(
         ["--cluster-cidr"],
         section=_NODE,
-        type=Parsed("CIDR[,CIDR]", parse_cluster_cidrs),
+        type=Parsed("CIDR[,CIDR]", parse_cidrs),
         show_default="no client counts as a pod",
         help="Addresses of all pods, at most one network of each IP family.",
     ),
@@ -143,13 +143,27 @@ _NODE_OPTIONS = (
         help="Whether the externalIPs of Services count.",
     ),
 )
+
+
+def _hosts_file(text: str) -> Option:
+    return Option(["--hosts-file"], section=_STEERING, type=PATH, metavar="FILE", show_default="none", help=text)
+
+
 _STEERING_OPTIONS = (
     Option(
         ["--steering"],
         section=_STEERING,
         type=click.Choice([each.value for each in SteeringKind]),
         default=DEFAULTS.steering.value,
-        help="How connections to a Service reach this proxy.",
+        help="By rules (iptables, nftables), by routes (local-route), or not at all: clients dial 127.x.y.z (loopback) "
+        "or NodePorts (none). auto is the first of iptables, nftables, local-route and loopback that works here.",
+    ),
+    Option(
+        ["--service-cidr"],
+        section=_STEERING,
+        type=Parsed("CIDR[,CIDR]", parse_cidrs),
+        show_default="not known: a route for each address",
+        help="Networks of the cluster addresses of Services, at most one of each IP family, for local-route.",
     ),
     Option(
         ["--loopback-range"],
@@ -202,6 +216,13 @@ _STATE_DIR = Option(
     show_default="/var/lib/userspace-proxy, or below the home directory",
     help="Keeps assigned ports and addresses over a restart.",
 )
+_RUNTIME_DIR = Option(
+    ["--runtime-dir"],
+    section=_FILES,
+    type=PATH,
+    show_default="/run/userspace-proxy, or the user's runtime directory",
+    help="Holds the lock against a second instance.",
+)
 _PLAN_OPTIONS = (*_MANIFESTS, *_API, *_NODE_OPTIONS, *_STEERING_OPTIONS, _BALANCE)
 
 
@@ -228,6 +249,7 @@ def run_options(config: Option) -> tuple[click.Parameter, ...]:
     """Return the options of ``run``, the given one for a configuration file among them."""
     return (
         *_PLAN_OPTIONS,
+        _hosts_file("Keep a block with the names of Services in this file, such as /etc/hosts, while running."),
         _seconds(
             "--dial-next-after",
             _LIMITS.dial_next_after_s,
@@ -282,13 +304,7 @@ def run_options(config: Option) -> tuple[click.Parameter, ...]:
         ),
         config,
         _STATE_DIR,
-        Option(
-            ["--runtime-dir"],
-            section=_FILES,
-            type=PATH,
-            show_default="/run/userspace-proxy, or the user's runtime directory",
-            help="Holds the lock against a second instance.",
-        ),
+        _RUNTIME_DIR,
         Option(
             ["--log-connections"], section=_LOG, is_flag=True, help="Log each connection and UDP flow when it ends."
         ),
@@ -305,6 +321,21 @@ def check_options(config: Option) -> tuple[click.Parameter, ...]:
         help="For people or programs.",
     )
     return (*_PLAN_OPTIONS, config, _STATE_DIR, *log_options("error"), output)
+
+
+def cleanup_options() -> tuple[click.Parameter, ...]:
+    """Return the options of ``cleanup``."""
+    return (
+        Option(["--dry-run"], is_flag=True, help="Only say what would be removed."),
+        Option(
+            ["--kube-proxy-leftovers"],
+            is_flag=True,
+            help="Remove the iptables chains of kube-proxy's userspace mode (until 1.25), too.",
+        ),
+        _hosts_file("Remove our block from this file, too."),
+        _RUNTIME_DIR,
+        *log_options("info"),
+    )
 
 
 def config_option(load: Callable[[click.Context, click.Parameter, Path | None], Path | None]) -> Option:

@@ -66,12 +66,13 @@ def build_config(context: click.Context) -> Config:
         "state_dir": given["state_dir"] or default_state_dir(os.environ, uid),
         "runtime_dir": given.get("runtime_dir") or default_runtime_dir(os.environ, uid),
         "steering": SteeringKind(given["steering"]),
+        "service_cidrs": given["service_cidr"] or (),
         "balance": Balance(given["balance"]),
         "limits": RelayLimits(**_fields(given, _LIMIT_FIELDS)),
         "flow_limits": FlowLimits(**_fields(given, _FLOW_LIMIT_FIELDS)),
         "healthz_bind_address": _healthz_bind_address(context, has_manifests=bool(manifests)),
     }
-    same = ("loopback_range", "proxy_port_range", "metrics_bind_address", "bind_address_hard_fail")
+    same = ("hosts_file", "loopback_range", "proxy_port_range", "metrics_bind_address", "bind_address_hard_fail")
     chosen |= {name: given[name] for name in same if name in given}
     if "drain_timeout" in given:
         chosen["drain_timeout_s"] = given["drain_timeout"]

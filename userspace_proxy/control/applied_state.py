@@ -7,8 +7,7 @@ calls ``Steering.apply``, and plans nothing. Entry point: ``AppliedState``.
 
 import logging
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator
-from itertools import chain
+from collections.abc import Generator, Iterable, Iterator, Mapping
 
 from attrs import frozen
 
@@ -19,8 +18,8 @@ from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import NamespacedName, Protocol
 from userspace_proxy.plan.claims import by_name
 from userspace_proxy.plan.diff import diff_states
-from userspace_proxy.plan.state import DesiredState, ListenerKey, PoolKey, Restrictions, SourceAddresses
-from userspace_proxy.steering.base import Placement, Steering
+from userspace_proxy.plan.state import DesiredState, Frontend, ListenerKey, PoolKey, SourceAddresses
+from userspace_proxy.steering.base import Placement, ServiceSteering, Steering, Surroundings
 
 LOG = logging.getLogger(__name__)
 
@@ -29,11 +28,11 @@ LOG = logging.getLogger(__name__)
 class SteeringWork:
     """What one run of steering is to do, and what it makes superfluous."""
 
-    placements: tuple[Placement, ...] | None
-    """All of them; None: they are as before, and steering has only to follow the node."""
-    restrictions: Restrictions
-    services: frozenset[NamespacedName]
-    """What has changed is of these."""
+    changed: Mapping[NamespacedName, ServiceSteering]
+    """What is asked for now by the Services for which that may have changed."""
+    surroundings: Surroundings
+    is_due: bool
+    """Whether there is anything new; else steering has only to follow the node."""
     listeners: frozenset[ListenerKey]
     """To be closed once nothing leads to them any more."""
     pools: frozenset[PoolKey]
@@ -63,10 +62,14 @@ class AppliedState:
         """Those of an ``apply`` that a bug cut short: nobody knows how far it came."""
         self._placements: dict[NamespacedName, tuple[Placement, ...]] = {}
         self._unplaced: dict[NamespacedName, str] = {}
+        self._refused: dict[NamespacedName, Mapping[Frontend, str]] = {}
+        """Frontends that are left out because of this node, with the reasons; Services without any are missing."""
         self._listen_failures: dict[ListenerKey, str] = {}
         self._listeners_to_remove: set[ListenerKey] = set()
         self._pools_to_remove: set[PoolKey] = set()
         self.facts = PlanFacts(counters)
+        self.placements_version = 0
+        """Grows with each change of ``placements``."""
         self.unsteered: set[NamespacedName] = set()
         """Services for which something has changed that steering has not been told of."""
         self.steering_is_due = True
@@ -80,7 +83,8 @@ class AppliedState:
     @property
     def failures(self) -> tuple[str, ...]:
         """What could not be placed or opened, a sentence each."""
-        return (*self._unplaced.values(), *self._listen_failures.values())
+        refused = (sentence for sentences in self._refused.values() for sentence in sentences.values())
+        return (*self._unplaced.values(), *refused, *self._listen_failures.values())
 
     def placements(self) -> Iterator[Placement]:
         """Iterate over where all Frontends are served, Service by Service in the order of their names."""
@@ -101,9 +105,9 @@ class AppliedState:
         """Change Pools, Routes and the places of listeners, a Service at each step; may be repeated.
 
         Args:
-            retry: Place those Services again that found no place.
+            retry: Place those Services again of which not all found a place, if there may be one now.
         """
-        again = {*self._in_doubt, *(self._unplaced if retry else ())}
+        again = {*self._in_doubt, *((*self._unplaced, *self._find_other_refusals()) if retry else ())}
         if self._in_doubt:
             yield from self._apply_pools_anew(self._in_doubt)
         for name in self._unapplied:
@@ -135,7 +139,7 @@ class AppliedState:
         """
         for key, error in self._listeners.open_missing(retry=retry).items():
             if error is None:
-                LOG.info("listening after all", extra={"service": str(key.service_port)})
+                LOG.info("has its port after all", extra={"service": str(key.service_port)})
                 continue
             self._counters.listen_failures += 1
             if key not in self._listen_failures:
@@ -147,9 +151,12 @@ class AppliedState:
     def start_steering(self) -> SteeringWork:
         """Return what steering is to do; what changes from here on is for the next time."""
         work = SteeringWork(
-            placements=tuple(chain.from_iterable(self._placements.values())) if self.steering_is_due else None,
-            restrictions=self.facts.restrictions(self._sources.pod_networks),
-            services=frozenset(self.unsteered),
+            changed={
+                name: ServiceSteering(self._placements.get(name, ()), self.facts.restricted(name))
+                for name in self.unsteered
+            },
+            surroundings=Surroundings(self._sources.pod_networks, self.facts.health_check_ports),
+            is_due=self.steering_is_due,
             listeners=frozenset(self._listeners_to_remove),
             pools=frozenset(self._pools_to_remove),
         )
@@ -160,7 +167,7 @@ class AppliedState:
     def fail_steering(self, work: SteeringWork) -> None:
         """Note that steering has failed: all of it is due again."""
         self.steering_is_due = True
-        self.unsteered |= work.services
+        self.unsteered |= work.changed.keys()
 
     def end_steering(self, work: SteeringWork) -> None:
         """Close what nothing leads to any more, unless it is wanted again."""
@@ -214,6 +221,7 @@ class AppliedState:
             self._unplaced[name] = str(error)
             self._apply_routes(name)
             return
+        self._note_refused(name, self._steering.refused(plan.frontends) if plan else {})
         routes = plan.routes if plan else {}
         wanted = {placement.listener.key: placement for placement in placements}
         before = self._placements.get(name, ())
@@ -234,9 +242,26 @@ class AppliedState:
             self._placements[name] = placements
         else:
             self._placements.pop(name, None)
+        self.placements_version += placements != before
         if self._unplaced.pop(name, None):
             LOG.info("has its place after all", extra={"service": str(name)})
         self._note_unsteered(name)
+
+    def _note_refused(self, name: NamespacedName, refused: Mapping[Frontend, str]) -> None:
+        before = self._refused.pop(name, {})
+        for frontend, sentence in refused.items():
+            if before.get(frontend) != sentence:
+                LOG.warning("%s", sentence)
+        if refused:
+            self._refused[name] = refused
+
+    def _find_other_refusals(self) -> list[NamespacedName]:
+        """Return the Services of which steering would refuse other Frontends now."""
+        return [
+            name
+            for name, refused in self._refused.items()
+            if (plan := self._state.services.get(name)) and self._steering.refused(plan.frontends) != refused
+        ]
 
     def _note_unsteered(self, name: NamespacedName) -> None:
         self.unsteered.add(name)

@@ -78,6 +78,9 @@ async def run_check(config: Config) -> CheckResult:
             placements.extend(chosen.steering.place(plan.frontends))
         except SteeringError as error:
             problems.append(Problem(Severity.ERROR, f"Service {name}", "", str(error)))
+        else:
+            refused = chosen.steering.refused(plan.frontends).values()
+            problems.extend(Problem(Severity.WARNING, f"Service {name}", "", sentence) for sentence in refused)
     problems.sort(key=lambda problem: (problem.severity is not Severity.ERROR, problem.origin, problem))
     return CheckResult(
         desired, tuple(placements), chosen.explain(), chosen.steering.clients_dial_listener, tuple(problems)

@@ -190,6 +190,10 @@ def _control_families(control: ControlCounters) -> Iterator[Metric]:
     yield _family(metric_names.APPLIED_GENERATION, (((worker,), number) for worker, number in generations))
     oldest = control.oldest_unapplied_change
     yield _family(metric_names.OLDEST_UNAPPLIED_CHANGE, [] if oldest is None else [((), oldest)])
+    kinds = [((control.steering_kind,), 1)] if control.steering_kind else []
+    yield _family(metric_names.STEERING_INFO, kinds)
+    repairs = control.steering_repairs.items()
+    yield _family(metric_names.STEERING_REPAIRS, (((where,), count) for where, count in repairs))
     unserved = control.unserved_ports.items()
     yield _family(metric_names.UNSERVED_PORTS, (((protocol,), count) for protocol, count in unserved))
     yield _family(metric_names.BUILD_INFO, [((userspace_proxy.__version__, platform.python_version()), 1)])

@@ -1,6 +1,7 @@
 """Plain counters of the control process, read at a scrape. One thread writes and reads them."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 from attrs import define, field
 
@@ -60,5 +61,9 @@ class ControlCounters:
     """Answers of /healthz by status code."""
     livez: dict[str, int] = field(factory=lambda: defaultdict(int))
     """Answers of /livez of the same server by status code."""
+    steering_kind: str = ""
+    """The one that is used; empty: none has been chosen."""
+    steering_repairs: Mapping[str, int] = field(factory=dict)
+    """See ``Steering``; a live view."""
     unexpected_errors: int = 0
     """Errors that were survived and are bugs."""

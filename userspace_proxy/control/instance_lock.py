@@ -1,16 +1,28 @@
-"""One instance for each runtime directory, by a lock that ends with the process that holds it.
+"""One instance for each runtime directory, and one that steers for each node; both locks end with the process.
 
-Entry point: ``instance_lock``. The file itself stays: removing it would let a third instance lock a new file of the
-same name while a second one still waits at the old.
+Rules and routes belong to a network namespace, so two instances with different directories could still take them from
+each other: whoever has some holds an abstract Unix socket, whose name belongs to the network namespace too. The file
+in the runtime directory stays: removing it would let a third instance lock a new file of the same name while a second
+one still waits at the old. Entry points: ``instance_lock``, ``node_lock``,
+``require_free_node``.
 """
 
+import errno
 import fcntl
 import os
+import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from userspace_proxy.errors import ConfigError
+
+_NODE_LOCK = "\0userspace-proxy.node"
+_QUEUE = 1024
+"""Those who ask for the holder stay in its queue, as nobody accepts them; once it is full the holder has no name."""
+_CREDENTIALS = struct.Struct("iII")
+"""struct ucred: pid, uid, gid."""
 
 
 @contextmanager
@@ -34,6 +46,62 @@ def instance_lock(runtime_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def node_lock() -> Iterator[None]:
+    """Hold the right to change rules and routes of this node.
+
+    Raises:
+        ConfigError: another instance holds it; the sentence says which.
+
+    Source: unix(7), abstract sockets.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
+        try:
+            lock.bind(_NODE_LOCK)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ConfigError(f"the lock of this node cannot be used: {error.strerror}") from error
+            raise _held_by(_find_holder()) from error
+        lock.listen(_QUEUE)
+        yield
+
+
+def require_free_node() -> None:
+    """Return if nobody holds the right to change rules and routes of this node.
+
+    Raises:
+        ConfigError: another instance holds it; the sentence says which.
+    """
+    pid = _find_holder()
+    if pid is not None:
+        raise _held_by(pid)
+
+
+def _find_holder() -> int | None:
+    """Return the process that holds the lock of this node, None if nobody does.
+
+    Returns:
+        0 where it cannot be told, as its PID namespace is hidden from us.
+
+    Source: unix(7), SO_PEERCRED.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(0)
+        try:
+            client.connect(_NODE_LOCK)
+        except BlockingIOError:  # too many have asked before
+            return 0
+        except OSError:
+            return None
+        pid: int = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
+        return pid
+
+
+def _held_by(pid: int | None) -> ConfigError:
+    holder = f" (pid {pid})" if pid else ""
+    return ConfigError(f"another userspace-proxy{holder} steers this node; stop it first")
 
 
 def _open_lock_file(runtime_dir: Path) -> int:

@@ -18,15 +18,17 @@ from functools import partial
 import trio
 from attrs import evolve, frozen
 
-from userspace_proxy.config import Config
+from userspace_proxy.config import Config, SteeringKind
 from userspace_proxy.control.admin_http import Response, Routes, serve_admin, text_response
+from userspace_proxy.control.cleanup import remove_leftovers
 from userspace_proxy.control.collector import build_registry, metrics_page
 from userspace_proxy.control.cooperate import cooperate
 from userspace_proxy.control.counters import ControlCounters
 from userspace_proxy.control.dump import log_state
 from userspace_proxy.control.engine_loop import run_engine
 from userspace_proxy.control.health import Health
-from userspace_proxy.control.instance_lock import instance_lock
+from userspace_proxy.control.hosts_writer import HostsWriter
+from userspace_proxy.control.instance_lock import instance_lock, node_lock, require_free_node
 from userspace_proxy.control.pipeline import Pipeline
 from userspace_proxy.control.process_limits import count_local_ports, flow_limits_within, raise_open_files_limit
 from userspace_proxy.control.service_health import ServiceHealthFacts, run_service_health
@@ -50,7 +52,8 @@ from userspace_proxy.steering.probe import Chosen, choose_steering
 LOG = logging.getLogger(__name__)
 
 GC_THRESHOLDS = (50_000, 20, 100)
-"""See ``gc.set_threshold``; arbitrary, some seventy times as seldom as by default."""
+"""See ``gc.set_threshold``; arbitrary, some seventy times as seldom as by default. There are few cycles (relays cut
+theirs), and a full collection over 10,000 Services takes 75 ms."""
 RESTART_S = 5.0
 """Rest before a task that has failed by a bug is started again; arbitrary."""
 
@@ -89,12 +92,18 @@ async def run_control(config: Config, on_ready: Callable[[Running], None]) -> No
     Cancellation: as a second signal; rules are removed.
     """
     started_s = trio.current_time()
+    gc.set_threshold(*GC_THRESHOLDS)
     limit = raise_open_files_limit()
     config = evolve(config, flow_limits=flow_limits_within(config.flow_limits, limit, count_local_ports()))
     flows = config.flow_limits.max_total_flows
     LOG.debug("open files limit", extra={"reason": f"soft limit was {limit.before}, is {limit.after}; {flows} flows"})
-    with instance_lock(config.runtime_dir):
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(instance_lock(config.runtime_dir))
+        if config.steering is SteeringKind.AUTO or config.steering.changes_node:
+            require_free_node()
         chosen = await choose_steering(config)
+        if chosen.steering.kind.changes_node:
+            locks.enter_context(node_lock())
         for line in chosen.explain():
             LOG.info("%s", line)
         await _Control(config, chosen).run(on_ready, started_s)
@@ -104,7 +113,7 @@ class _Control:
     def __init__(self, config: Config, chosen: Chosen) -> None:
         self._config = config
         self._chosen = chosen
-        self._counters = ControlCounters()
+        self._counters = ControlCounters(steering_kind=chosen.steering.kind, steering_repairs=chosen.steering.repairs)
         self._engine = Engine(time.monotonic, _report_bug)
         self._after_turn = trio.lowlevel.ParkingLot()
         randomness = random.Random()  # noqa: S311 - no secret
@@ -117,6 +126,7 @@ class _Control:
             wall_clock=_wall_clock,
             on_problem=self._on_problem,
         )
+        self._hosts = _hosts_writer(config, chosen, self._pipeline)
         self._stopping = trio.Event()
         self._api = None if config.manifests else ApiState()
         self._events = EventTeller(config.api, config.node_name, _wall_clock)
@@ -157,7 +167,10 @@ class _Control:
                     if self._api is not None:
                         inner.start_soon(self._run_for_ever, "events", self._run_events)
                     inner.start_soon(self._run_for_ever, "health checks", self._run_service_health)
+                    if self._hosts is not None:
+                        inner.start_soon(self._run_for_ever, "hosts file", self._hosts.run)
                     inner.start_soon(self._announce, on_ready, started_s)
+                    inner.start_soon(self._contain, "leftovers", self._remove_leftovers)
                     await self._stopping.wait()
                     self._manager.tell("STOPPING=1")
                     serving.cancel()
@@ -172,15 +185,16 @@ class _Control:
             self._engine.close()
         finally:
             with trio.CancelScope(shield=True):
-                await self._chosen.steering.aclose()
+                try:
+                    if self._hosts is not None:
+                        await self._hosts.aclose()
+                finally:
+                    await self._chosen.steering.aclose()
         LOG.info("stopped")
 
     async def _announce(self, on_ready: Callable[[Running], None], started_s: float) -> None:
         await self._pipeline.in_force.wait()
-        # What is there now stays: the collector need not walk over it again and again. What comes later has few
-        # cycles (relays cut theirs), so it may look seldom: a full collection over 10,000 objects takes 75 ms.
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        gc.freeze()  # what is there now stays: the collector need not walk over it again and again
         took_s = trio.current_time() - started_s
         on_ready(Running(self._pipeline, self._listeners, self._chosen, took_s, self._api, self._config.node_name))
         self._manager.tell("READY=1")
@@ -208,6 +222,9 @@ class _Control:
             api=self._api or ApiState(),
             wall_clock=_wall_clock,
         )
+
+    async def _remove_leftovers(self) -> None:
+        await remove_leftovers(self._chosen.steering, self._pipeline, self._config.runtime_dir)
 
     async def _run_service_health(self) -> None:
         facts = ServiceHealthFacts(
@@ -343,6 +360,12 @@ class _Control:
                 "the drain time is over; the connections left are reset, the flows ended",
                 extra={"reason": f"{left} after {self._config.drain_timeout_s} s"},
             )
+
+
+def _hosts_writer(config: Config, chosen: Chosen, pipeline: Pipeline) -> HostsWriter | None:
+    if config.hosts_file is None:
+        return None
+    return HostsWriter(config.hosts_file, pipeline, clients_dial_listener=chosen.steering.clients_dial_listener)
 
 
 def _wall_clock() -> float:

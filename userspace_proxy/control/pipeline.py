@@ -37,6 +37,9 @@ COALESCE_S = 0.01
 """Rest after a reconcile in which further events gather; arbitrary: far below what a user notices."""
 RETRY_S = 5.0
 """Between two attempts at what has failed, and two looks at the node's addresses; as kube-proxy for a port in use."""
+REFRESH_S = 2.0
+"""Between two looks at whether what steering has brought into force is still there; arbitrary, far below the time-outs
+of clients."""
 
 ObjectType = type[Service] | type[EndpointSlice] | type[Node]
 
@@ -145,6 +148,11 @@ class Pipeline:
         """The Event that is set when ``health_checks`` or ``settings`` next change; a new one takes its place then."""
         return self._applied.facts.health_checks_changed
 
+    @property
+    def placements_version(self) -> int:
+        """A number that grows with each change of ``placements``."""
+        return self._applied.placements_version
+
     def placements(self) -> Iterator[Placement]:
         """Iterate over where all Frontends are served, Service by Service in the order of their names."""
         return self._applied.placements()
@@ -172,6 +180,7 @@ class Pipeline:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._reconcile_for_ever)
             nursery.start_soon(self._steer_for_ever)
+            nursery.start_soon(self._refresh_for_ever)
 
     def _take_in(self, events: WatchEvents) -> Generator[None, None, None]:
         for event in events:
@@ -313,6 +322,13 @@ class Pipeline:
         if not self._applied.failures or self._counters.oldest_unapplied_change is None:
             self._counters.oldest_unapplied_change = self._backlog.pending_since_s
 
+    async def _refresh_for_ever(self) -> None:
+        """Have steering look after what it has brought into force; what has failed waits for the next retry."""
+        while True:
+            await trio.sleep(REFRESH_S)
+            if not self.steering_failure:
+                self._steer_wake.set()
+
     async def _steer_for_ever(self) -> None:
         while True:
             await self._steer_wake.wait()
@@ -331,8 +347,8 @@ class Pipeline:
             work = self._applied.start_steering()
             self._backlog.start_steering()
         try:
-            if work.placements is not None:
-                await self._steering.apply(work.placements, work.restrictions)
+            if work.is_due:
+                await self._steering.apply(work.changed, work.surroundings)
             else:
                 await self._steering.refresh()
         except BaseException as error:

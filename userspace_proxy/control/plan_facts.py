@@ -9,8 +9,8 @@ import trio
 from attrs import frozen
 
 from userspace_proxy.control.counters import ControlCounters
-from userspace_proxy.model.names import Family, IPNetwork, NamespacedName, Protocol
-from userspace_proxy.plan.state import Frontend, HealthCheck, PolicyClass, Restrictions, Route, ServicePlan, Verdict
+from userspace_proxy.model.names import Family, NamespacedName, Protocol
+from userspace_proxy.plan.state import Frontend, HealthCheck, PolicyClass, Route, ServicePlan, Verdict
 
 
 @frozen
@@ -47,7 +47,7 @@ class PlanFacts:
         return self._health_checks
 
     def update(self, name: NamespacedName, plan: ServicePlan | None) -> bool:
-        """Take in the plan of a Service, None for one that is gone; return whether ``restrictions`` differ now."""
+        """Take in the plan of a Service, None for one that is gone; return whether steering has to be told."""
         new = _facts_of(plan) if plan else _NONE
         old = self._facts.pop(name, _NONE)
         if new != _NONE:
@@ -63,14 +63,17 @@ class PlanFacts:
         self._replace_health_check(name, old.health_check, new.health_check)
         return new.restricted != old.restricted or _port(new.health_check) != _port(old.health_check)
 
-    def restrictions(self, pod_networks: tuple[IPNetwork, ...]) -> Restrictions:
-        """Return what steering is to keep away from Listeners, and what it must let through.
+    @property
+    def health_check_ports(self) -> frozenset[int]:
+        """The ports at which load balancers ask for this node."""
+        return frozenset(check.port for check in self._health_checks.values())
 
-        Where all are refused there is no need of a rule, as nobody listens.
+    def restricted(self, name: NamespacedName) -> Mapping[Frontend, Route]:
+        """Return the Routes of a Service that do not serve everybody.
+
+        Those that refuse everybody are not among them: there is no need of a rule, as nobody listens.
         """
-        routes = {frontend: route for facts in self._facts.values() for frontend, route in facts.restricted.items()}
-        ports = frozenset(check.port for check in self._health_checks.values())
-        return Restrictions(routes, pod_networks, ports)
+        return self._facts.get(name, _NONE).restricted
 
     def note_health_check_change(self) -> None:
         """Have whoever waits for ``health_checks_changed`` look again."""

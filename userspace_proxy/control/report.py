@@ -28,6 +28,8 @@ def settings_lines(config: Config) -> Iterator[str]:
         ("nodeport-addresses", _node_port_addresses(config.node_port_addresses)),
         ("external-ips", "on" if config.serves_external_ips else "off"),
         ("steering", config.steering),
+        ("service-cidr", ",".join(map(str, config.service_cidrs)) or "not known"),
+        ("hosts-file", "none" if config.hosts_file is None else shown_path(str(config.hosts_file))),
         ("balance", config.balance),
         ("dial-next-after", f"{limits.dial_next_after_s:g} s"),
         ("dial-timeout", f"{limits.dial_timeout_s:g} s"),

@@ -299,15 +299,3 @@ class SteeringRule:
 
     frontend: Frontend
     proxy_port: int
-
-
-@frozen
-class Restrictions:
-    """What steering keeps away from Listeners, as far as its kind can; Listeners reset what comes through."""
-
-    routes: Mapping[Frontend, Route] = field(factory=dict)
-    """Of the Frontends that do not serve everybody, whether for want of a Pool or by ``source_ranges``."""
-    pod_networks: tuple[IPNetwork, ...] = ()
-    """See ``SourceAddresses``."""
-    health_check_ports: frozenset[int] = frozenset()
-    """TCP ports of this node that must be reachable for load balancers."""

@@ -7,6 +7,7 @@ a port or knows what a name stands for. Entry point: ``Assignments``.
 import logging
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from hashlib import blake2b
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 
@@ -16,7 +17,7 @@ from attrs import field, frozen
 from userspace_proxy.config import Config
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import Protocol
-from userspace_proxy.steering.node_state import is_udp_port_in_use, tcp_ports_in_use
+from userspace_proxy.steering.node_state import is_port_in_use, tcp_ports_in_use
 
 _log = logging.getLogger(__name__)
 
@@ -38,25 +39,28 @@ class Assignments:
         self._addresses = _Numbers(range(first, first + network.num_addresses), allowed=_is_plain_host)
         self.proxy_port_range: range = config.proxy_port_range
         self.loopback_range: IPv4Network = network
+        self._is_start = True
+        """Until something is released: many names are asked for in a row, and one look at all sockets is cheaper."""
         self._tcp_ports: frozenset[int] | None = None
+        """Those in use at the start; None: not looked up."""
         self._is_writable = True
         self.asked = 0
-        """How often something was asked for: a mark in time for ``keep``."""
+        """How often something was asked for: a mark in time for ``release``."""
         self._load()
 
-    def proxy_port(self, name: str, protocol: Protocol) -> int:
+    def proxy_port(self, name: str, protocol: Protocol, *, preferred: int | None = None) -> int:
         """Return the proxy port of a Listener: no other name has it, and no foreign socket had it at first sight.
 
         Args:
             name: The Listener's, of any protocol.
             protocol: The one by which foreign sockets would be in its way.
+            preferred: For a name that has none yet, if nobody else has it.
 
         Raises:
             SteeringError: all are taken.
         """
         self.asked += 1
-        is_foreign = is_udp_port_in_use if protocol is Protocol.UDP else self._is_tcp_port_in_use
-        port = self._ports.get(name, is_foreign, self.asked)
+        port = self._ports.get(name, partial(self._is_foreign, protocol=protocol), self.asked, preferred)
         if port is None:
             first, last = self.proxy_port_range[0], self.proxy_port_range[-1]
             raise SteeringError(
@@ -79,20 +83,18 @@ class Assignments:
             )
         return IPv4Address(number)
 
-    def keep(self, names: Iterable[str], asked: int) -> None:
-        """Say which names were in use at some moment, of Listeners and of Services; others may lose what they have.
-
-        All that was asked for after that moment counts as in use too. The TCP ports in use on the node are looked up
-        once between two calls.
+    def release(self, names: Iterable[str], asked: int) -> None:
+        """Say that names are not in use any more, of Listeners and of Services: they may lose what they have.
 
         Args:
-            names: Those in use.
-            asked: The attribute of that name as it was at that moment.
+            names: Those; others stay in use.
+            asked: The attribute of that name as it was when this was so: what was asked for since is in use again.
         """
-        in_use = frozenset(names)
-        self._ports.keep(in_use, asked)
-        self._addresses.keep(in_use, asked)
+        self._is_start = False
         self._tcp_ports = None
+        for name in names:
+            self._ports.release(name, asked)
+            self._addresses.release(name, asked)
 
     def save(self) -> None:
         """Write the file if there is something new; where that fails say it once, and go on without."""
@@ -117,7 +119,9 @@ class Assignments:
             self._is_writable = True
             self._ports.is_changed = self._addresses.is_changed = False
 
-    def _is_tcp_port_in_use(self, port: int) -> bool:
+    def _is_foreign(self, port: int, protocol: Protocol) -> bool:
+        if protocol is Protocol.UDP or not self._is_start:
+            return is_port_in_use(port, protocol)
         if self._tcp_ports is None:
             try:
                 self._tcp_ports = tcp_ports_in_use()
@@ -168,7 +172,7 @@ class _Numbers:
                 self._assign(name, number)
         self.is_changed = False
 
-    def get(self, name: str, is_foreign: Callable[[int], bool], asked: int) -> int | None:
+    def get(self, name: str, is_foreign: Callable[[int], bool], asked: int, preferred: int | None = None) -> int | None:
         """Return the number of a name; None: there is none left.
 
         Args:
@@ -176,6 +180,7 @@ class _Numbers:
             is_foreign: Tells whether others have taken a number. A name that is in use is past that question: it may
                 be its own socket that would be seen.
             asked: The mark of this moment.
+            preferred: See ``Assignments.proxy_port``.
         """
         number = self.by_name.get(name)
         if number is not None and (name in self._in_use or not is_foreign(number)):
@@ -183,7 +188,9 @@ class _Numbers:
             return number
         if number is not None:
             self._release(name)
-        number = self._find(name, is_foreign)
+        number = preferred
+        if number is None or number not in self._numbers or number in self._taken or is_foreign(number):
+            number = self._find(name, is_foreign)
         if number is None:
             for vanished in self.by_name.keys() - self._in_use.keys():
                 self._release(vanished)
@@ -193,9 +200,10 @@ class _Numbers:
             self._in_use[name] = asked
         return number
 
-    def keep(self, names: frozenset[str], asked: int) -> None:
-        """Say which names were in use at the moment of a mark."""
-        self._in_use = {name: last for name, last in self._in_use.items() if name in names or last > asked}
+    def release(self, name: str, asked: int) -> None:
+        """Say that a name was not in use at the moment of a mark."""
+        if self._in_use.get(name, asked + 1) <= asked:
+            del self._in_use[name]
 
     def _find(self, name: str, is_foreign: Callable[[int], bool]) -> int | None:
         count = len(self._numbers)

@@ -5,16 +5,20 @@ effect outside the process), and what has to be in force so that packets get the
 Listener itself.
 """
 
+import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar
 
-from attrs import frozen
+from attrs import field, frozen
 
 from userspace_proxy.config import SteeringKind
-from userspace_proxy.model.names import Family, IPAddress
-from userspace_proxy.plan.state import Frontend, FrontendKind, ListenerKey, ListenerSpec, Restrictions
+from userspace_proxy.model.names import Family, IPAddress, IPNetwork, NamespacedName
+from userspace_proxy.plan.state import Frontend, FrontendKind, ListenerKey, ListenerSpec, Route
+
+_log = logging.getLogger(__name__)
 
 WILDCARD: Mapping[Family, IPAddress] = {Family.IPV4: IPv4Address("0.0.0.0"), Family.IPV6: IPv6Address("::")}  # noqa: S104
 
@@ -39,6 +43,27 @@ class Placement:
         return f"{self.frontend} -> {self.listens_at}"
 
 
+@frozen
+class ServiceSteering:
+    """What steering has to do for one Service."""
+
+    placements: tuple[Placement, ...] = ()
+    """Where its Frontends are served."""
+    restricted: Mapping[Frontend, Route] = field(factory=dict)
+    """The Routes of those that do not serve everybody, whether for want of a Pool or by ``source_ranges``. A kind with
+    rules keeps away whom they drop; Listeners reset what comes through."""
+
+
+@frozen
+class Surroundings:
+    """What steering has to know besides Services."""
+
+    pod_networks: tuple[IPNetwork, ...] = ()
+    """See ``SourceAddresses``."""
+    health_check_ports: frozenset[int] = frozenset()
+    """TCP ports of this node that must be reachable for load balancers."""
+
+
 class Steering(ABC):
     """One kind of steering, from its start to ``aclose``.
 
@@ -52,7 +77,22 @@ class Steering(ABC):
     """Families whose cluster, external and load balancer addresses this kind cannot serve here, each with the reason;
     ``place`` leaves them out."""
     unfiltered_families: Mapping[Family, str] = {}
-    """Families in which this kind would drop packets but cannot here, each with the reason; Listeners reset instead."""
+    """Families in which this kind cannot drop packets here, each with the reason; Listeners reset instead."""
+    remarks: tuple[str, ...] = ()
+    """What else a user should know of this kind on this node, a sentence each."""
+
+    def __init__(self) -> None:
+        self.repairs: Counter[str] = Counter()
+        """How often something of ours was found missing or changed by others and was put back, by where it was."""
+
+    def _note_repair(self, where: str) -> None:
+        """Count that something was put back, and say so.
+
+        Args:
+            where: As ``IPv4 nat`` or ``IPv6 routes``.
+        """
+        self.repairs[where] += 1
+        _log.warning("what others had removed or changed is back", extra={"resource": where})
 
     @abstractmethod
     def place(self, frontends: Iterable[Frontend]) -> tuple[Placement, ...]:
@@ -70,21 +110,28 @@ class Steering(ABC):
             SteeringError: no proxy port or address is left; the sentence names the setting.
         """
 
+    def refused(self, frontends: Iterable[Frontend]) -> Mapping[Frontend, str]:  # noqa: ARG002 - most kinds need none
+        """Return the Frontends that ``place`` leaves out because of this node, each with a sentence that says why."""
+        return {}
+
     @abstractmethod
-    async def apply(self, placements: Iterable[Placement], restrictions: Restrictions) -> None:
-        """Bring the whole of ``placements`` into force, and nothing else; a repeated call changes nothing.
+    async def apply(self, changed: Mapping[NamespacedName, ServiceSteering], surroundings: Surroundings) -> None:
+        """Bring into force what some Services ask for; what all others asked for before stays.
 
         Args:
-            placements: Those of all Services, in any order. What was placed and is not among them counts as gone.
-            restrictions: Who is to be kept away from some of them. A kind without rules leaves that to Listeners.
+            changed: Each replaces what its Service asked for before; an empty one is for a Service that is gone. At the
+                first call it has all Services there are: what an earlier run has left besides is removed.
+            surroundings: As they are now.
 
         Raises:
-            SteeringError: it is not in force; what was in force before still is, and a later call may succeed.
+            SteeringError: not all of it is in force; what was before may be. To be called again with at least the same.
         """
 
     @abstractmethod
     async def refresh(self) -> None:
-        """Follow the node: bring into force again what it has outdated. To be called every few seconds; cheap if idle.
+        """Follow the node, and put back what others have removed. To be called every few seconds; cheap if idle.
+
+        Does nothing before the first ``apply``.
 
         Raises:
             SteeringError: as ``apply``.

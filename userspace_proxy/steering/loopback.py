@@ -4,31 +4,31 @@ Nothing leads from a cluster address to it, so users dial the loopback address i
 Entry point: ``open_loopback``.
 """
 
-import errno
-import socket
-from collections.abc import Iterable
-from ipaddress import IPv4Network
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import trio
 
 from userspace_proxy.config import SteeringKind
 from userspace_proxy.errors import SteeringError
-from userspace_proxy.model.names import Family, Protocol, ServicePortName
-from userspace_proxy.plan.state import Frontend, FrontendKind, ListenerSpec, Restrictions
+from userspace_proxy.model.names import Family, NamespacedName, Protocol, ServicePortName
+from userspace_proxy.plan.state import Frontend, FrontendKind, ListenerSpec
 from userspace_proxy.steering.assignments import Assignments
-from userspace_proxy.steering.base import Placement, Steering, listener_key, node_port_placement
+from userspace_proxy.steering.base import (
+    Placement,
+    ServiceSteering,
+    Steering,
+    Surroundings,
+    listener_key,
+    node_port_placement,
+)
+from userspace_proxy.steering.low_ports import find_first_port
 
 PORT_OFFSET = 10000
 """Added to a port that may not be bound, again if the Service has a port of that number itself. Arbitrary, but easy
 to do in one's head: 80 is at 10080."""
 
 _LAST_PORT = 65535
-_PROBE_TIMEOUT_S = 1.0
-"""Arbitrary: the kernel answers at once, but a firewall may swallow what is sent to unusual addresses."""
-_UNPRIVILEGED_START = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-_DEFAULT_UNPRIVILEGED_START = 1024
 
 
 def open_loopback(assignments: Assignments) -> "LoopbackSteering":
@@ -38,7 +38,7 @@ def open_loopback(assignments: Assignments) -> "LoopbackSteering":
         SteeringError: they cannot be bound here; one clause says why.
     """
     try:
-        return LoopbackSteering(assignments, _first_port(assignments.loopback_range))
+        return LoopbackSteering(assignments, find_first_port(assignments.loopback_range))
     except OSError as error:
         raise SteeringError(f"loopback addresses cannot be used: {error.strerror or error}; is lo up?") from error
 
@@ -55,6 +55,7 @@ class LoopbackSteering(Steering):
     clients_dial_listener: ClassVar[bool] = True
 
     def __init__(self, assignments: Assignments, first_port: int) -> None:
+        super().__init__()
         self._assignments = assignments
         self._first_port = first_port
 
@@ -77,12 +78,12 @@ class LoopbackSteering(Steering):
                 placements.append(Placement(frontend, ListenerSpec(key, address, ports[frontend.service_port])))
         return tuple(placements)
 
-    async def apply(self, placements: Iterable[Placement], restrictions: Restrictions) -> None:  # noqa: ARG002 - see base
-        """Keep the addresses of the Services among ``placements`` for a restart (see ``Steering``)."""
+    async def apply(self, changed: Mapping[NamespacedName, ServiceSteering], surroundings: Surroundings) -> None:  # noqa: ARG002 - see base
+        """Keep the addresses of the Services for a restart (see ``Steering``)."""
         asked = self._assignments.asked
-        names = [str(placement.frontend.service_port.service) for placement in placements]
+        gone = [str(name) for name, service in changed.items() if not service.placements]
         await trio.lowlevel.checkpoint()
-        self._assignments.keep(names, asked)
+        self._assignments.release(gone, asked)
         self._assignments.save()
 
     async def refresh(self) -> None:
@@ -126,41 +127,3 @@ def _cluster_frontends(frontends: Iterable[Frontend]) -> list[Frontend]:
     """Return the Frontends at cluster addresses, IPv4 last."""
     found = [frontend for frontend in frontends if frontend.kind is FrontendKind.CLUSTER_IP]
     return sorted(found, key=lambda frontend: frontend.family is Family.IPV4)
-
-
-def _first_port(network: IPv4Network) -> int:
-    """Return the lowest port that this process may bind in a network.
-
-    It is tried, not read off the capabilities: CAP_NET_BIND_SERVICE says nothing where the network namespace belongs
-    to another user namespace.
-
-    Raises:
-        OSError: not even a free unprivileged one can be used.
-
-    Source: ip(7), ip_unprivileged_port_start.
-    """
-    address = str(network[1 % network.num_addresses])
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening,
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client,
-    ):
-        listening.bind((address, 0))
-        listening.listen()
-        client.settimeout(_PROBE_TIMEOUT_S)
-        client.connect(listening.getsockname())
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as privileged:
-        try:
-            privileged.bind((address, 1))
-        except PermissionError:
-            return _unprivileged_start()
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-    return 1
-
-
-def _unprivileged_start() -> int:
-    try:
-        return int(_UNPRIVILEGED_START.read_text())
-    except FileNotFoundError:  # before Linux 4.11
-        return _DEFAULT_UNPRIVILEGED_START

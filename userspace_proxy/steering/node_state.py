@@ -11,14 +11,19 @@ import socket
 import struct
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
+from itertools import islice
 from pathlib import Path
 
 from attrs import frozen
 
-from userspace_proxy.model.names import IPAddress
+from userspace_proxy.model.names import IPAddress, Protocol
 
 _PROC_NET = Path("/proc/net")
 _SIOCGIFCONF = 0x8912
+_SIOCGIFFLAGS = 0x8913
+_IFF_UP = 1
+_FLAGS = struct.Struct("16sh14x")
+"""struct ifreq: a name, then flags."""
 _IFCONF = "iP"
 """struct ifconf: bytes in the buffer, address of the buffer."""
 _IFREQ_BYTES = 16 + struct.calcsize("LL8x")
@@ -79,6 +84,19 @@ def read_local_addresses() -> frozenset[IPAddress]:
     return frozenset(addresses)
 
 
+def is_interface_up(name: str) -> bool:
+    """Tell whether an interface is up.
+
+    Source: netdevice(7), SIOCGIFFLAGS.
+
+    Raises:
+        OSError: there is none of that name.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, _FLAGS.pack(name.encode(), 0))
+    return bool(_FLAGS.unpack(answer)[1] & _IFF_UP)
+
+
 def tcp_ports_in_use() -> frozenset[int]:
     """Return the ports that some TCP socket of this network namespace listens on.
 
@@ -94,16 +112,19 @@ def tcp_ports_in_use() -> frozenset[int]:
     return frozenset(ports)
 
 
-def is_udp_port_in_use(port: int) -> bool:
-    """Tell whether some UDP socket of this network namespace is bound to a port.
+def is_port_in_use(port: int, protocol: Protocol) -> bool:
+    """Tell whether some UDP socket of this network namespace is bound to a port, or some TCP socket listens on it.
 
-    It is tried: to read a list of 16,000 sockets, as many flows have, takes 0.15 s.
+    It is tried: to read a list of 10,000 sockets takes 0.03 s.
     """
+    kind = socket.SOCK_DGRAM if protocol is Protocol.UDP else socket.SOCK_STREAM
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            with socket.socket(family, socket.SOCK_DGRAM) as trial:
+            with socket.socket(family, kind) as trial:
                 if family is socket.AF_INET6:
                     trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                if protocol is Protocol.TCP:  # what is in TIME_WAIT is in nobody's way
+                    trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 trial.bind(("", port))
         except OSError as error:  # also: no IPv6 in this kernel
             if error.errno == errno.EADDRINUSE:
@@ -127,8 +148,9 @@ def _interface_addresses() -> Iterator[tuple[str, IPv4Address]]:
 
 
 def _default_interface() -> str | None:
-    with contextlib.suppress(FileNotFoundError):
-        for line in (_PROC_NET / "route").read_text().splitlines()[1:]:  # by metric, the best first
+    # Default routes come before all others, the best of them first; there may be very many others.
+    with contextlib.suppress(FileNotFoundError), (_PROC_NET / "route").open(encoding="ascii") as lines:
+        for line in islice(lines, 1, None):
             name, target, _gateway, flags, _refs, _use, _metric, mask, *_rest = line.split()
             if int(target, 16) == 0 and int(mask, 16) == 0 and not int(flags, 16) & _RTF_REJECT:
                 return name

@@ -1,13 +1,14 @@
 """No steering: NodePorts only. Entry point: ``NoSteering``."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import trio
 
 from userspace_proxy.config import SteeringKind
-from userspace_proxy.plan.state import Frontend, Restrictions
-from userspace_proxy.steering.base import Placement, Steering, node_port_placement
+from userspace_proxy.model.names import NamespacedName
+from userspace_proxy.plan.state import Frontend
+from userspace_proxy.steering.base import Placement, ServiceSteering, Steering, Surroundings, node_port_placement
 
 
 class NoSteering(Steering):
@@ -20,7 +21,7 @@ class NoSteering(Steering):
         placements = (node_port_placement(frontend) for frontend in frontends)
         return tuple(placement for placement in placements if placement is not None)
 
-    async def apply(self, placements: Iterable[Placement], restrictions: Restrictions) -> None:  # noqa: ARG002 - see base
+    async def apply(self, changed: Mapping[NamespacedName, ServiceSteering], surroundings: Surroundings) -> None:  # noqa: ARG002 - see base
         """Do nothing (see ``Steering``)."""
         await trio.lowlevel.checkpoint()
 

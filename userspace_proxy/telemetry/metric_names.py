@@ -118,6 +118,18 @@ OLDEST_UNAPPLIED_CHANGE = MetricName(
     "userspace_proxy_oldest_unapplied_change_timestamp_seconds",
     "Unix time of the oldest change that is not in force yet; absent when all are.",
 )
+STEERING_INFO = MetricName(
+    MetricType.GAUGE,
+    "userspace_proxy_steering_info",
+    "Always 1; the kind of steering that is used.",
+    ("kind",),
+)
+STEERING_REPAIRS = MetricName(
+    MetricType.COUNTER,
+    "userspace_proxy_steering_repairs_total",
+    "Times that rules or routes of ours were put back, as others had removed or changed them, by where they were.",
+    ("where",),
+)
 UNEXPECTED_ERRORS = MetricName(
     MetricType.COUNTER,
     "userspace_proxy_unexpected_errors_total",
@@ -259,6 +271,8 @@ ALL = (
     RECONCILE_FAILURES,
     APPLIED_GENERATION,
     OLDEST_UNAPPLIED_CHANGE,
+    STEERING_INFO,
+    STEERING_REPAIRS,
     UNEXPECTED_ERRORS,
     UNSERVED_PORTS,
     AFFINITY_EVICTIONS,

@@ -22,6 +22,7 @@ from userspace_proxy.config import (
     FlowLimits,
     NodePortAddresses,
     RelayLimits,
+    SteeringKind,
 )
 from userspace_proxy.config_file.kube_proxy_keys import APPLIED
 from userspace_proxy.errors import ConfigError
@@ -77,6 +78,25 @@ def test_every_option_of_an_api_server_is_in_the_config() -> None:
     )
     assert not config.serves_external_ips
     assert config.healthz_bind_address == (ip_address("10.0.0.9"), 1)
+
+
+def test_every_option_of_steering_is_in_the_config() -> None:
+    """``check`` writes no names anywhere, and so has no option for them."""
+    given = ("--steering", "local-route", "--service-cidr", "10.96.0.0/12,fd00::/112")
+    config = config_of(*API, *given, "--hosts-file", "/etc/hosts")
+    assert config.steering is SteeringKind.LOCAL_ROUTE
+    assert config.service_cidrs == (ip_network("10.96.0.0/12"), ip_network("fd00::/112"))
+    assert config.hosts_file == Path("/etc/hosts")
+    checked = config_of(*API, *given, command=CHECK)
+    assert (checked.service_cidrs, checked.hosts_file) == (config.service_cidrs, None)
+
+
+def test_own_keys_of_steering_are_in_the_config(tmp_path: Path) -> None:
+    """Written as Kubernetes writes CIDR."""
+    file = written(tmp_path / "c", f"{OWN}steering: nftables\nserviceCIDR: 10.96.0.0/12\nhostsFile: /etc/hosts\n")
+    config = config_of(*API, *file)
+    assert config.steering is SteeringKind.NFTABLES
+    assert (config.service_cidrs, config.hosts_file) == ((ip_network("10.96.0.0/12"),), Path("/etc/hosts"))
 
 
 def test_every_option_of_udp_is_in_the_config() -> None:

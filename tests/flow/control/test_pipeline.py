@@ -65,6 +65,18 @@ async def test_pipeline_change_of_endpoints_touches_no_socket_and_no_rule(autoju
         assert len(flow.steering.applied) == 1
 
 
+async def test_pipeline_tells_steering_only_of_services_that_changed(autojump_clock: MockClock) -> None:
+    """After the first time, when it tells of all: steering costs in proportion to the change."""
+    async with open_flow() as flow:
+        await flow.sync(WEB, WEB_1, CART, CART_1)
+        await flow.feed(service("shop/web", cluster_ips=["10.96.0.77"]))
+        await flow.settle()
+        await flow.remove(CART)
+        await flow.settle()
+        assert flow.steering.changed == [{"shop/web", "shop/cart"}, {"shop/web"}, {"shop/cart"}]
+        assert flow.steering.applied[1:] == [["10.96.0.11:80/TCP", "10.96.0.77:80/TCP"], ["10.96.0.77:80/TCP"]]
+
+
 async def test_pipeline_service_without_endpoints_has_no_socket_and_keeps_its_rules(autojump_clock: MockClock) -> None:
     """Clients are refused at once; with the first endpoint a new socket listens, and no rule has changed."""
     async with open_flow() as flow:

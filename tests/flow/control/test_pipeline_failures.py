@@ -9,15 +9,16 @@ from typing import Any, NoReturn
 
 import pytest
 import trio
-from builders import endpoint_slice, plan_settings, service, service_port
+from builders import endpoint_slice, frontend, plan_settings, service, service_port
 from cli_driver import free_port
 from pipeline_driver import SETTLE_S, Flow, open_flow
 from trio.testing import MockClock
 
 from userspace_proxy.control import pipeline
-from userspace_proxy.control.pipeline import RETRY_S
+from userspace_proxy.control.pipeline import REFRESH_S, RETRY_S
 from userspace_proxy.model.service_port import Service
 from userspace_proxy.plan.build import build_steps
+from userspace_proxy.plan.state import FrontendKind
 from userspace_proxy.sources.base import Synced
 
 WEB = service("shop/web")
@@ -105,10 +106,10 @@ async def test_steering_that_fails_to_follow_the_node_is_applied_again(autojump_
     """A failed refresh is a failure like that of an apply, also if nothing else has changed."""
     async with open_flow() as flow:
         await flow.sync(WEB, WEB_1)
-        await trio.sleep(2 * RETRY_S)
+        await trio.sleep(2 * REFRESH_S)
         assert (len(flow.steering.applied), flow.steering.refreshes) == (1, 2)
         flow.steering.failure = NO_LOCK
-        await trio.sleep(RETRY_S)
+        await trio.sleep(REFRESH_S)
         assert flow.pipeline.steering_failure == NO_LOCK
         flow.steering.failure = ""
         await trio.sleep(RETRY_S)
@@ -141,7 +142,7 @@ async def test_service_without_a_place_stops_no_other(
     """The others are served and steered at once; it follows as soon as there is room."""
     caplog.set_level(logging.INFO)
     async with open_flow() as flow:
-        flow.steering.refused = {"shop/web"}
+        flow.steering.unplaceable = {"shop/web"}
         await flow.sync(WEB, WEB_1, CART, CART_1)
         sentence = "no proxy port is left for shop/web"
         assert failures(flow) == [sentence]
@@ -152,7 +153,7 @@ async def test_service_without_a_place_stops_no_other(
         assert said(caplog, logging.ERROR) == [sentence]
         assert flow.counters.reconcile_failures["place"] == 3
 
-        flow.steering.refused = set()
+        flow.steering.unplaceable = set()
         await trio.sleep(RETRY_S)
         assert failures(flow) == []
         assert flow.steering.applied[1:] == [["10.96.0.11:80/TCP", "10.96.0.10:80/TCP"]]
@@ -163,7 +164,7 @@ async def test_service_without_a_place_stops_no_other(
 async def test_service_without_a_place_that_is_removed_is_no_failure_any_more(autojump_clock: MockClock) -> None:
     """Nobody asks for it now."""
     async with open_flow() as flow:
-        flow.steering.refused = {"shop/web"}
+        flow.steering.unplaceable = {"shop/web"}
         await flow.sync(WEB, WEB_1)
         await flow.remove(WEB)
         await flow.settle()
@@ -175,11 +176,32 @@ async def test_service_that_loses_its_place_keeps_what_it_had(autojump_clock: Mo
     async with open_flow() as flow:
         await flow.sync(WEB, WEB_1)
         sockets = flow.sockets()
-        flow.steering.refused = {"shop/web"}
+        flow.steering.unplaceable = {"shop/web"}
         await flow.feed(service("shop/web", service_port(), service_port("admin", 81)))
         await trio.sleep(RETRY_S)
         assert flow.sockets() == sockets
         assert [str(placement.frontend) for placement in flow.pipeline.placements()] == ["10.96.0.10:80/TCP"]
+
+
+async def test_address_that_the_node_cannot_serve_stops_no_other_and_is_served_once_it_can(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once, is a failure until then, and asks for nothing of steering meanwhile."""
+    sentence = "198.51.100.1 is on the network of eth0"
+    async with open_flow() as flow:
+        external = service("shop/web", external_ips=["198.51.100.1"])
+        flow.steering.refuses = {
+            frontend("198.51.100.1:80", kind=FrontendKind.EXTERNAL_IP): sentence,
+        }
+        await flow.sync(external, WEB_1)
+        await trio.sleep(3 * RETRY_S)
+        assert failures(flow) == [sentence]
+        assert said(caplog, logging.WARNING) == [sentence]
+        assert flow.steering.applied == [["10.96.0.10:80/TCP"]]
+        flow.steering.refuses = {}
+        await trio.sleep(RETRY_S)
+        assert failures(flow) == []
+        assert flow.steering.applied[1:] == [["10.96.0.10:80/TCP", "198.51.100.1:80/TCP"]]
 
 
 async def test_port_in_use_stops_no_other_listener(
@@ -207,30 +229,27 @@ async def test_port_in_use_stops_no_other_listener(
         assert failures(flow) == []
         assert flow.counters.applied_generation == {"control": 1}
         assert flow.counters.oldest_unapplied_change is None
-        assert said(caplog, logging.INFO) == ["listening after all"]
+        assert said(caplog, logging.INFO) == ["has its port after all"]
         assert len(flow.steering.applied) == 1, "a socket alone changes no rule"
 
 
-async def test_port_in_use_is_no_failure_while_there_is_no_endpoint(
+async def test_port_in_use_is_a_failure_also_while_there_is_no_endpoint(
     autojump_clock: MockClock, foreign: socket.socket
 ) -> None:
-    """A listener that is not wanted cannot fail; one that opens after that has not failed either."""
+    """Its clients are to be refused, and get to somebody else; it is told once, until the port is free."""
     async with open_flow() as flow:
         await flow.sync(on_port_of(foreign), WEB_1)
         assert len(failures(flow)) == 1
         await flow.remove(WEB_1)
         await flow.settle()
-        assert failures(flow) == []
-        await flow.feed(WEB_1)
-        await flow.settle()
         assert len(failures(flow)) == 1
-        await flow.remove(WEB_1)
-        await flow.settle()
         foreign.close()
-        await flow.feed(WEB_1)
-        await trio.sleep(2 * RETRY_S)
-        assert len(flow.sockets()) == 2
+        await trio.sleep(RETRY_S)
         assert failures(flow) == []
+        assert flow.sockets() == {}
+        await flow.feed(WEB_1)
+        await flow.settle()
+        assert len(flow.sockets()) == 2
         assert flow.counters.oldest_unapplied_change is None
 
 
@@ -345,11 +364,11 @@ async def test_listener_that_waits_for_steering_and_returns_by_a_bug_is_closed(a
 async def test_service_that_gets_its_place_by_a_bug_gets_it_again(autojump_clock: MockClock) -> None:
     """Nothing about it has changed since it found none: that it is still without a listener has to be remembered."""
     async with open_flow(running=False) as flow:
-        flow.steering.refused = {"shop/web"}
+        flow.steering.unplaceable = {"shop/web"}
         await flow.feed(WEB, WEB_1)
         await flow.pipeline.feed([Synced()])
         await _run(flow)
-        flow.steering.refused = set()
+        flow.steering.unplaceable = set()
         await _fail_once(flow, "apply_listener")
         await _run(flow)
         assert len(flow.sockets()) == 1

@@ -41,7 +41,7 @@ def node_port_route(flow: Flow) -> Route:
 
 def restricted(flow: Flow) -> list[list[str]]:
     """Return the Frontends with rules of their own, for each time that steering was told."""
-    return [[str(frontend) for frontend in one.routes] for one in flow.steering.restrictions]
+    return [[str(frontend) for frontend in one] for one in flow.steering.restricted]
 
 
 async def test_pipeline_change_of_a_route_touches_no_socket(autojump_clock: MockClock) -> None:
@@ -181,7 +181,7 @@ async def test_pipeline_tells_listeners_and_steering_where_pods_are(autojump_clo
         assert flow.listeners.sources[-1] == flow.settings.sources
         await trio.sleep(2 * RETRY_S)
         assert len(flow.listeners.sources) == 2
-        told: list[tuple[IPNetwork, ...]] = [one.pod_networks for one in flow.steering.restrictions]
+        told: list[tuple[IPNetwork, ...]] = [one.pod_networks for one in flow.steering.surroundings]
         assert told == [(), flow.settings.sources.pod_networks]
 
 
@@ -195,7 +195,7 @@ async def test_pipeline_tells_of_health_checks_when_they_change(autojump_clock: 
         assert flow.pipeline.health_checks == {named("shop/web"): HealthCheck(32000, {Family.IPV4: 1})}
         assert changed.is_set()
         changed = flow.pipeline.health_checks_changed
-        assert [one.health_check_ports for one in flow.steering.restrictions] == [{32000}]
+        assert [one.health_check_ports for one in flow.steering.surroundings] == [{32000}]
         await flow.feed(evolve(web, affinity_timeout_s=60))
         await trio.sleep(2 * RETRY_S)
         assert not changed.is_set()
@@ -207,11 +207,11 @@ async def test_pipeline_tells_of_health_checks_when_they_change(autojump_clock: 
         assert len(flow.steering.applied) == 1
         await flow.feed(evolve(web, health_check_node_port=32001))
         await flow.settle()
-        assert [one.health_check_ports for one in flow.steering.restrictions] == [{32000}, {32001}]
+        assert [one.health_check_ports for one in flow.steering.surroundings] == [{32000}, {32001}]
         await flow.remove(web)
         await flow.settle()
         assert flow.pipeline.health_checks == {}
-        assert flow.steering.restrictions[-1].health_check_ports == set()
+        assert flow.steering.surroundings[-1].health_check_ports == set()
 
 
 async def test_pipeline_has_health_checks_looked_at_again_when_the_node_changes(autojump_clock: MockClock) -> None:

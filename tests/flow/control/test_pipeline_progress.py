@@ -105,7 +105,7 @@ async def test_pending_is_no_older_than_the_run_of_steering_that_takes_it(autoju
 async def test_pending_does_not_count_what_finds_no_place_or_no_port(autojump_clock: MockClock) -> None:
     """A port in use is a failure of one listener, and no reason to take the node out of service."""
     async with open_flow() as flow:
-        flow.steering.refused = {"shop/web"}
+        flow.steering.unplaceable = {"shop/web"}
         await flow.sync(WEB, WEB_1, CART, CART_1)
         assert flow.pipeline.failures
         assert flow.pipeline.pending_since_s is None

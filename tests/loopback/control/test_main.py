@@ -215,7 +215,7 @@ async def test_run_with_node_port_in_use_serves_the_rest(manifests: Path, foreig
             run.signal(signal.SIGUSR1)
             await run.wait_for_log(rf'state: not in force reason="{re.escape(sentence)}')
             foreign.close()
-            await run.wait_for_log("listening after all service=shop/web:http")
+            await run.wait_for_log("has its port after all service=shop/web:http")
             assert await dial(peers, ("127.0.0.1", port)) == "a"
             assert await run.get("/readyz") == (200, "ok\n")
             assert run.log.count(sentence) == 2

@@ -24,8 +24,8 @@ def test_unit_when_verified_by_systemd_has_no_fault(tmp_path: Path) -> None:
     assert (done.returncode, about_it) == (0, [])
 
 
-def test_unit_leaves_the_drain_time_and_cleans_up() -> None:
-    """The manager waits for open connections as long as the proxy does, and removes what a killed one leaves."""
+def test_unit_leaves_the_drain_time_and_what_the_next_start_takes_over() -> None:
+    """The manager waits for connections as long as the proxy does, and a restart finds the rules of a killed one."""
     unit = RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign] # the documented way to keep capitals
     unit.read(UNIT)
@@ -34,4 +34,5 @@ def test_unit_leaves_the_drain_time_and_cleans_up() -> None:
     drain_timeout_s = Config(state_dir=Path(), runtime_dir=Path()).drain_timeout_s
     assert float(service["TimeoutStopSec"]) > drain_timeout_s
     assert float(service["WatchdogSec"]) > 0
-    assert service["ExecStopPost"].endswith("userspace-proxy cleanup")
+    assert service["Restart"] == "always"
+    assert "ExecStopPost" not in service

@@ -27,6 +27,6 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCommands:
     fakes = FakeCommands(tmp_path / "bin")
     monkeypatch.setenv("PATH", str(fakes.path))
     monkeypatch.setattr(
-        "userspace_proxy.steering.iptables_tool._LEGACY_TABLES", dict.fromkeys(Family, fakes.legacy_tables)
+        "userspace_proxy.steering.iptables.tool._LEGACY_TABLES", dict.fromkeys(Family, fakes.legacy_tables)
     )
     return fakes

@@ -104,14 +104,14 @@ def test_port_of_a_foreign_socket_of_the_other_protocol_is_no_obstacle(make_conf
             Assignments(config).proxy_port(WEB, Protocol.UDP)
 
 
-def test_foreign_socket_is_noticed_at_the_next_round(make_config: MakeConfig) -> None:
-    """What others listen on is looked up anew for each batch of names."""
+def test_foreign_socket_is_noticed_once_something_was_released(make_config: MakeConfig) -> None:
+    """What others listen on is looked up once at the start, and for each name after that."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as foreign:
         foreign.bind(("127.0.0.1", 0))
         port = foreign.getsockname()[1]
         assignments = Assignments(make_config(proxy_port_range=range(port, port + 1)))
         assert assignments.proxy_port(WEB, Protocol.TCP) == port
-        assignments.keep([], assignments.asked)
+        assignments.release([WEB], assignments.asked)
         foreign.listen()
         with pytest.raises(SteeringError, match="widen --proxy-port-range"):
             assignments.proxy_port(WEB, Protocol.TCP)
@@ -125,18 +125,18 @@ def test_own_socket_does_not_count_as_foreign(make_config: MakeConfig) -> None:
         assignments = Assignments(make_config(proxy_port_range=range(port, port + 1)))
         assert assignments.proxy_port(WEB, Protocol.TCP) == port
         listener.listen()
-        assignments.keep([WEB], assignments.asked)
+        assignments.release([], assignments.asked)
         assert assignments.proxy_port(WEB, Protocol.TCP) == port
 
 
-def test_name_that_is_asked_for_after_the_moment_of_a_list_stays_in_use(make_config: MakeConfig) -> None:
-    """A list that was made before it came says nothing about it, also if it was not new then."""
+def test_name_that_is_asked_for_after_it_was_gone_stays_in_use(make_config: MakeConfig) -> None:
+    """To be released late does not take from it what it has got back meanwhile."""
     assignments = Assignments(make_config(proxy_port_range=range(20000, 20003)))
     old, back = assignments.proxy_port("old", Protocol.TCP), assignments.proxy_port("back", Protocol.TCP)
     moment = assignments.asked
     new = assignments.proxy_port("new", Protocol.TCP)
     assert assignments.proxy_port("back", Protocol.TCP) == back
-    assignments.keep([], moment)
+    assignments.release(["old", "back"], moment)
     assert assignments.proxy_port("next", Protocol.TCP) == old
     assert (assignments.proxy_port("new", Protocol.TCP), assignments.proxy_port("back", Protocol.TCP)) == (new, back)
 
@@ -145,12 +145,12 @@ def test_vanished_name_keeps_what_it_has_until_the_space_is_needed(make_config: 
     """A Service that comes back finds its port, unless another one could not have had any."""
     assignments = Assignments(make_config(proxy_port_range=range(20000, 20002)))
     had = {name: assignments.proxy_port(name, Protocol.TCP) for name in ("stays", "goes")}
-    assignments.keep(["stays"], assignments.asked)
+    assignments.release(["goes"], assignments.asked)
     assert assignments.proxy_port("goes", Protocol.TCP) == had["goes"]
 
     with pytest.raises(SteeringError, match="no proxy port is left for new: all of 20000-20001 are taken"):
         assignments.proxy_port("new", Protocol.TCP)
-    assignments.keep(["stays"], assignments.asked)
+    assignments.release(["goes"], assignments.asked)
     assert assignments.proxy_port("new", Protocol.TCP) == had["goes"]
     assert assignments.proxy_port("stays", Protocol.TCP) == had["stays"]
 

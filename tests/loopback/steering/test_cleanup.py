@@ -1,12 +1,14 @@
 """What cleanup finds, removes and reports; the commands are fakes."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
 from loopback.steering.fake_commands import FakeCommands
 
-from userspace_proxy.steering.cleanup import CleanupReport, cleanup
+from userspace_proxy.steering.cleanup import CleanupReport, cleanup, remove_other_kinds
+from userspace_proxy.steering.none import NoSteering
 
 NFT = ("iptables-nft-save", "iptables-nft-restore")
 NFT6 = ("ip6tables-nft-save", "ip6tables-nft-restore")
@@ -23,9 +25,9 @@ FOUND = (
 )
 
 
-def clean_up(*, dry_run: bool = False) -> CleanupReport:
+def clean_up(*, dry_run: bool = False, kube_proxy: bool = False) -> CleanupReport:
     """Run cleanup to its end."""
-    return trio.run(partial(cleanup, dry_run=dry_run))
+    return trio.run(partial(cleanup, dry_run=dry_run, runtime_dir=Path("run"), kube_proxy=kube_proxy))
 
 
 def test_cleanup_removes_chains_and_every_jump_from_all_tables(commands: FakeCommands) -> None:
@@ -77,4 +79,27 @@ def test_cleanup_that_cannot_look_or_remove_reports_it_and_goes_on(commands: Fak
             "ip6tables-nft: rules stay in table filter: ip6tables-nft-restore: line 2 failed: :USP-GUARD - [0:0]",
             "ip6tables-nft: rules stay in table nat: ip6tables-nft-restore: line 2 failed: :USP-REDIRECT - [0:0]",
         ),
+    )
+
+
+def test_cleanup_that_may_not_look_at_tables_of_nftables_reports_it(commands: FakeCommands) -> None:
+    """Where nft cannot be run nobody knows what is there."""
+    commands.add("nft", stderr="Operation not permitted (you must be root)", status=1)
+    assert clean_up() == CleanupReport((), ("nftables: tables cannot be looked at: not permitted (needs NET_ADMIN)",))
+
+
+def test_removal_for_a_run_is_told_in_few_words_and_passes_over_what_may_not_be_looked_at(
+    commands: FakeCommands,
+) -> None:
+    """Nobody has asked for it: a log is no place for a list of hundreds of chains, nor for what may not concern it."""
+    commands.add(*NFT, stdout=LEFT)
+    commands.add(*NFT6, stderr="Could not fetch rule set generation id: Permission denied (you must be root)", status=4)
+    commands.add("nft", stderr="Operation not permitted (you must be root)", status=1)
+    report = trio.run(partial(remove_other_kinds, NoSteering(), runtime_dir=Path("run"), proxy_ports=()))
+    assert report == CleanupReport(
+        (
+            "iptables-nft: table filter: chains: 1, rules that led to them: 0",
+            "iptables-nft: table nat: chains: 1, rules that led to them: 2",
+        ),
+        (),
     )

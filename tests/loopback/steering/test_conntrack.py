@@ -6,17 +6,17 @@ from ipaddress import IPv4Address, ip_address
 
 import pytest
 import trio
-from builders import frontend
-from loopback.steering.fake_commands import FakeCommands
-from loopback.steering.iptables_steering import IPV4, MakeConfig, steer
+from builders import frontend, named
+from loopback.steering.fake_tool import FakeKernel as FakeTables
+from loopback.steering.iptables_steering import MakeConfig, steer
 
 from userspace_proxy.model.names import Family, IPAddress, Protocol
-from userspace_proxy.plan.state import Restrictions
-from userspace_proxy.steering import conntrack
-from userspace_proxy.steering.conntrack import Conntrack
-from userspace_proxy.steering.conntrack_messages import Place
-from userspace_proxy.steering.iptables import IptablesSteering
-from userspace_proxy.steering.stale_entries import Sweep
+from userspace_proxy.steering.base import ServiceSteering, Surroundings
+from userspace_proxy.steering.conntrack import conntrack
+from userspace_proxy.steering.conntrack.conntrack import Conntrack
+from userspace_proxy.steering.conntrack.messages import Place
+from userspace_proxy.steering.conntrack.stale_entries import Sweep
+from userspace_proxy.steering.iptables.steering import IptablesSteering
 
 PORTS = range(12000, 30000)
 DNS: Place = (IPv4Address("10.96.0.10").packed, 53)
@@ -96,14 +96,15 @@ async def test_sweep_without_a_descriptor_for_it_is_made_up_for(
 
 
 def test_refresh_tries_again_what_failed_and_follows_lost_addresses(
-    commands: FakeCommands, make_config: MakeConfig, kernel: FakeKernel
+    make_config: MakeConfig, kernel: FakeKernel
 ) -> None:
     """IPv6 addresses are in no rule, so no rule is written when one goes; without a change nothing is done."""
 
-    async def do(steering: IptablesSteering) -> None:
+    async def do(steering: IptablesSteering, tables: FakeTables) -> None:
         kernel.failures = 1
-        await steering.apply(steering.place([frontend("10.96.0.10:53", protocol=Protocol.UDP)]), Restrictions())
-        commands.forget()
+        placed = steering.place([frontend("10.96.0.10:53", protocol=Protocol.UDP)])
+        await steering.apply({named(): ServiceSteering(placed)}, Surroundings())
+        tables.inputs.clear()
         for expected in (2, 2):
             await steering.refresh()
             assert len(kernel.sweeps) == expected
@@ -111,7 +112,6 @@ def test_refresh_tries_again_what_failed_and_follows_lost_addresses(
         for expected in (3, 3):
             await steering.refresh()
             assert len(kernel.sweeps) == expected
-        assert commands.calls() == {}
+        assert tables.inputs == []
 
-    commands.add(*IPV4)
-    steer(commands, make_config, do)
+    steer(make_config, do)

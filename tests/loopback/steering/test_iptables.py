@@ -1,313 +1,221 @@
-"""When iptables steering runs commands, and what it makes of their failures; the commands are fakes."""
-
-import errno
-from typing import NoReturn
+"""When iptables rules are written and looked at, and what is made of failures; the tables are in memory."""
 
 import pytest
 import trio
 import trio.testing
-from attrs import evolve
-from builders import frontend, listener_key, node_port_frontend
-from loopback.steering.fake_commands import FakeCommands
-from loopback.steering.iptables_steering import IPV4, IPV6, MakeConfig, steer
+from builders import frontend, named
+from loopback.steering.fake_tool import FOREIGN, FakeKernel, fake_tool
+from loopback.steering.iptables_steering import API, NODE, NOT_KEPT_AWAY, NOT_STEERED, WEB, built, start, web
 
 from userspace_proxy.errors import SteeringError
-from userspace_proxy.model.names import Family
-from userspace_proxy.plan.state import FrontendKind, PolicyClass, Restrictions
-from userspace_proxy.steering.assignments import Assignments
-from userspace_proxy.steering.iptables import IptablesSteering, open_iptables
+from userspace_proxy.model.names import Protocol
+from userspace_proxy.steering.base import Surroundings
+from userspace_proxy.steering.iptables.steering import IptablesRules
+from userspace_proxy.steering.rule_steering import Conditions, ServiceRules
 
-WEB = frontend("10.96.0.10:80")
-WEB6 = frontend("[fd00::a]:80")
-NODE_PORT = node_port_frontend(30080)
-NOBODY = Restrictions()
-"""Nobody is kept away."""
-
-
-def test_place_gives_addresses_a_proxy_port_and_node_ports_their_own(
-    commands: FakeCommands, make_config: MakeConfig
-) -> None:
-    """Rules lead both families to Listeners on all addresses; a NodePort is bound directly."""
-
-    async def do(steering: IptablesSteering) -> None:
-        await trio.lowlevel.checkpoint()
-        placed = steering.place([WEB, WEB6, NODE_PORT])
-        assert [placement.frontend for placement in placed] == [WEB, WEB6, NODE_PORT]
-        ports = {placement.listener.port for placement in placed[:2]}
-        assert len(ports) == 2
-        assert ports <= set(make_config().proxy_port_range)
-        assert [placement.listens_at.rpartition(":")[0] for placement in placed] == ["0.0.0.0", "[::]", "0.0.0.0"]
-        assert placed[0].listener.key == listener_key()
-        assert placed[2].listens_at == "0.0.0.0:30080"
-        assert steering.place([WEB]) == placed[:1]
-
-    commands.add(*IPV4, *IPV6)
-    steer(commands, make_config, do)
+NOTHING = ServiceRules()
+LEFT_BY_AN_EARLIER_RELEASE = {
+    "nat": [":USP-PREROUTING", ":USP-REDIRECT", "-A USP-PREROUTING -g USP-REDIRECT", "-I PREROUTING -j USP-PREROUTING"],
+    "filter": [":USP-OUTSIDE", "-A USP-OUTSIDE -j DROP", "-I INPUT -j USP-OUTSIDE"],
+}
 
 
-def test_place_shares_a_listener_where_the_route_is_the_same(commands: FakeCommands, make_config: MakeConfig) -> None:
-    """Cluster addresses share one, external IPs another; load balancer addresses have source ranges of their own."""
-    external = [frontend(f"203.0.113.{host}:80", kind=FrontendKind.EXTERNAL_IP) for host in (1, 2)]
-    balanced = [frontend(f"203.0.113.{host}:80", kind=FrontendKind.LOAD_BALANCER) for host in (3, 4)]
-    bound = frontend("192.0.2.2:30080", kind=FrontendKind.NODE_PORT)
-
-    async def do(steering: IptablesSteering) -> None:
-        await trio.lowlevel.checkpoint()
-        placed = steering.place([WEB, *external, *balanced, bound])
-        shared = listener_key(policy=PolicyClass.EXTERNAL)
-        assert [placement.listener.key for placement in placed] == [
-            listener_key(),
-            *(shared, shared),
-            *(evolve(shared, frontend=one) for one in (*balanced, bound)),
-        ]
-        assert len({placement.listener.port for placement in placed}) == 5
-        assert placed[-1].listens_at == "192.0.2.2:30080"
-        await steering.apply(placed, NOBODY)
-        for one in (*external, *balanced):
-            assert f"-d {one.address}/32 -p tcp" in commands.input(IPV4[1])
-        assert "30080" not in commands.input(IPV4[1])
-
-    commands.add(*IPV4, *IPV6)
-    steer(commands, make_config, do)
+def chains_in(text: str) -> list[str]:
+    """Return the chains that an input touches."""
+    return [line.split()[0][1:] for line in text.splitlines() if line.startswith(":")]
 
 
-def test_unchanged_rules_cause_no_exec(commands: FakeCommands, make_config: MakeConfig) -> None:
-    """A change is one restore in its family; the same again, in any order, and an idle node are none."""
-
-    async def do(steering: IptablesSteering) -> None:
-        placed = steering.place([WEB, WEB6, NODE_PORT, frontend("10.96.0.11:80", "shop/api")])
-        await steering.apply(placed, NOBODY)
-        looked = ["-t nat", "-t filter"]  # at what an earlier run may have left
-        written = ["--noflush -w 5"]
-        assert commands.calls() == {IPV4[0]: looked, IPV4[1]: written, IPV6[0]: looked, IPV6[1]: written}
-        assert "*filter" not in commands.input(IPV4[1])
-        assert "10.96.0.11" in commands.input(IPV4[1])
-        assert "30080" not in commands.input(IPV4[1])
-        assert (make_config().state_dir / "assignments.json").exists()
-
-        commands.forget()
-        await steering.apply(placed[::-1], NOBODY)
-        await steering.refresh()
-        assert commands.calls() == {}
-
-        await steering.apply(placed[:3], NOBODY)
-        assert commands.calls() == {IPV4[0]: ["-t nat"], IPV4[1]: ["--noflush -w 5"]}
-        assert "10.96.0.11" not in commands.input(IPV4[1])
-
-    commands.add(*IPV4, *IPV6)
-    steer(commands, make_config, do)
+async def test_first_update_looks_once_and_writes_both_tables_by_one_command() -> None:
+    """Foreign rules stay, and the table that guards comes first: nobody is led to where no rule is yet."""
+    kernel = FakeKernel()
+    await IptablesRules(fake_tool(kernel), "").update(WEB, NODE)
+    assert kernel.looks == ["filter", "nat"]
+    (text,) = kernel.inputs
+    assert text.startswith("*filter\n")
+    assert "COMMIT\n*nat\n" in text
+    assert kernel.foreign() == FOREIGN | {
+        "nat": FOREIGN["nat"] | {"INPUT": [], "POSTROUTING": []},
+        "filter": FOREIGN["filter"] | {"FORWARD": [], "OUTPUT": []},
+    }
 
 
-def test_proxy_port_of_a_service_that_is_gone_can_be_taken(commands: FakeCommands, make_config: MakeConfig) -> None:
-    """Nobody loses a port before nothing leads to it any more."""
-    config = make_config(proxy_port_range=range(20000, 20001))
-
-    async def run() -> None:
-        steering = await open_iptables(Assignments(config))
-        await steering.apply(steering.place([WEB]), NOBODY)
-        commands.add(IPV4[1], stderr="busy", status=4)
-        with pytest.raises(SteeringError, match="busy"):
-            await steering.apply([], NOBODY)
-        with pytest.raises(SteeringError, match="widen --proxy-port-range"):
-            steering.place([frontend("10.96.0.11:80", "shop/api")])
-        commands.add(IPV4[1])
-        await steering.apply([], NOBODY)
-        (placed,) = steering.place([frontend("10.96.0.11:80", "shop/api")])
-        assert placed.listener.port == 20000
-
-    commands.add(*IPV4)
-    trio.run(run)
+async def test_change_of_one_service_writes_its_chains_only_and_looks_at_nothing() -> None:
+    """To read the rules of 10,000 Services takes longer than to change those of one."""
+    kernel = FakeKernel()
+    rules = await start(kernel)
+    await rules.update({named("shop/web"): web(10, 12082)}, NODE)
+    assert kernel.looks == []
+    (text,) = kernel.inputs
+    assert chains_in(text) == ["USP-PORTS-T-2F", "USP-DNAT-0A", "USP-REDIRECT-0A"]
+    assert "-I " not in text
 
 
-@pytest.mark.slow
-def test_proxy_port_given_while_rules_are_written_stays_given(commands: FakeCommands, make_config: MakeConfig) -> None:
-    """A Service that appears meanwhile is not among those being steered, and is in use all the same."""
-    config = make_config(proxy_port_range=range(20000, 20002))
-
-    async def run() -> None:
-        steering = await open_iptables(Assignments(config))
-        commands.add(IPV4[1], takes_s=1)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(steering.apply, steering.place([WEB]), NOBODY)
-            await trio.testing.wait_all_tasks_blocked()
-            (placed,) = steering.place([frontend("10.96.0.11:80", "shop/api")])
-        with pytest.raises(SteeringError, match="widen --proxy-port-range"):
-            steering.place([frontend("10.96.0.12:80", "shop/cart")])
-        assert steering.place([frontend("10.96.0.11:80", "shop/api")]) == (placed,)
-
-    commands.add(*IPV4)
-    trio.run(run)
-
-
-def test_family_whose_tool_fails_does_not_stop_the_other_and_is_retried(
-    commands: FakeCommands, make_config: MakeConfig
-) -> None:
-    """The sentence has the family, the tool, its words and the rule; ``refresh`` tries again, and only that family."""
-
-    async def do(steering: IptablesSteering) -> None:
-        commands.add(IPV4[1], stderr="line 3 failed", status=1)
-        placed = steering.place([WEB, WEB6])
-        with pytest.raises(SteeringError) as raised:
-            await steering.apply(placed, NOBODY)
-        assert str(raised.value).startswith(
-            "IPv4 addresses of Services are not steered as they should be: iptables-nft-restore: line 3 failed: "
-        )
-        assert "fd00::a" in commands.input(IPV6[1])
-
-        commands.add(IPV4[1])
-        commands.forget()
-        await steering.refresh()
-        assert commands.calls().keys() == set(IPV4)
-        commands.forget()
-        await steering.refresh()
-        assert commands.calls() == {}
-
-        commands.add(IPV6[0], stderr="busy", status=4)
-        with pytest.raises(SteeringError, match=r"IPv6 addresses of Services are not .*: ip6tables-nft-save: busy"):
-            await steering.apply(placed[:1], NOBODY)
-        commands.add(IPV6[0])
-        commands.forget()
-        await steering.refresh()
-        assert commands.calls().keys() == set(IPV6)
-
-    commands.add(*IPV4, *IPV6)
-    steer(commands, make_config, do)
+async def test_service_that_is_gone_takes_its_chains_with_it_and_the_last_one_the_jumps() -> None:
+    """A node without Services has nothing of ours."""
+    kernel = FakeKernel()
+    rules = await start(kernel)
+    await rules.update({named("shop/web"): NOTHING}, NODE)
+    assert "-X USP-REDIRECT-0A" in kernel.inputs[0]
+    assert chains_in(kernel.inputs[0])[:1] == ["USP-PORTS-T-2F"]
+    await rules.update({named("shop/api"): NOTHING}, NODE)
+    assert kernel.own() == {"nat": {}, "filter": {}}
+    assert kernel.looks == []
+    kernel.inputs.clear()
+    await rules.update({named("shop/api"): NOTHING}, NODE)
+    assert await rules.repair() == ()
+    await rules.remove()
+    assert (kernel.looks, kernel.inputs) == ([], [])
+    await rules.update(WEB, NODE)
+    assert kernel.own() == await built(WEB)
 
 
-def test_cancelled_change_is_written_again(commands: FakeCommands, make_config: MakeConfig) -> None:
+async def test_same_again_runs_nothing() -> None:
+    """No change is no command."""
+    kernel = FakeKernel()
+    rules = await start(kernel)
+    await rules.update({**API, **WEB}, NODE)
+    assert await rules.repair() == ()
+    assert (kernel.looks, kernel.inputs) == ([], [])
+
+
+async def test_first_update_removes_what_an_earlier_release_has_left() -> None:
+    """Its chains have other names; who is kept away by them now should come in."""
+    kernel = FakeKernel()
+    for table, lines in LEFT_BY_AN_EARLIER_RELEASE.items():
+        kernel.act(table, *lines)
+    await IptablesRules(fake_tool(kernel), "").update(WEB, NODE)
+    assert kernel.own() == await built(WEB)
+
+
+async def test_first_update_leaves_alone_what_is_as_it_should_be() -> None:
+    """A run that takes over from a killed one with the same proxy ports changes nothing."""
+    kernel = FakeKernel()
+    await start(kernel)
+    await start(kernel)
+    assert kernel.inputs == []
+
+
+async def test_proxy_ports_are_read_from_what_is_left() -> None:
+    """Where nothing can be read there are none, and the first write will say why."""
+    kernel = FakeKernel()
+    await start(kernel)
+    rules = IptablesRules(fake_tool(kernel), "")
+    address = frontend("10.96.0.10:80").address
+    assert (await rules.read_proxy_ports())[address, 80, Protocol.TCP] == 12080  # type: ignore[index]
+    kernel.blind_to = {"nat"}
+    assert await rules.read_proxy_ports() == {}
+
+
+@pytest.mark.parametrize(("table", "sentence"), [("nat", NOT_STEERED), ("filter", NOT_KEPT_AWAY)])
+async def test_table_that_fails_is_named_and_the_other_one_written(table: str, sentence: str) -> None:
+    """What has failed is written whole by the next update, though nothing has changed, after a look at it."""
+    kernel = FakeKernel()
+    rules = IptablesRules(fake_tool(kernel), "")
+    kernel.refuses = f"*{table}"
+    with pytest.raises(SteeringError) as raised:
+        await rules.update(WEB, NODE)
+    assert str(raised.value) == f"{sentence}: no *{table}"
+    assert [bool(kernel.own()[one]) for one in ("nat", "filter")] == [table != "nat", table != "filter"]
+
+    kernel.looks.clear()
+    kernel.inputs.clear()
+    kernel.refuses = ""
+    await rules.update({}, NODE)
+    assert kernel.looks == [table]
+    assert len(kernel.inputs) == 1
+    assert kernel.own() == await built(WEB)
+
+
+async def test_both_tables_that_fail_are_said_in_one_sentence() -> None:
+    """Neither hides the other."""
+    kernel = FakeKernel()
+    kernel.blind_to = {"nat", "filter"}
+    with pytest.raises(SteeringError) as raised:
+        await IptablesRules(fake_tool(kernel), "").update(WEB, NODE)
+    assert str(raised.value) == f"{NOT_KEPT_AWAY}: filter cannot be read; {NOT_STEERED}: nat cannot be read"
+
+
+async def test_cancelled_change_is_written_again() -> None:
     """After a cancelled restore nobody knows what is in force, so the same rules are not taken for unchanged."""
-
-    async def do(steering: IptablesSteering) -> None:
-        placed = steering.place([WEB])
-        await steering.apply(placed, NOBODY)
-        commands.add(IPV4[1], takes_s=60)
-        commands.forget()
-        with trio.fail_after(10):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(steering.apply, [], NOBODY)
-                while IPV4[1] not in commands.calls():  # noqa: ASYNC110 - another process has no event to wait for
-                    await trio.sleep(0.01)
-                nursery.cancel_scope.cancel()
-
-        commands.add(IPV4[1])
-        commands.forget()
-        await steering.apply(placed, NOBODY)
-        assert commands.calls().keys() == set(IPV4)
-
-    commands.add(*IPV4)
-    steer(commands, make_config, do)
+    kernel = FakeKernel()
+    rules = await start(kernel)
+    kernel.restore_hangs = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rules.update, {named("shop/web"): NOTHING}, NODE)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    kernel.restore_hangs = False
+    kernel.act("nat", "-F")
+    await rules.update(WEB, NODE)
+    assert kernel.looks == ["filter", "nat"]
+    assert kernel.own() == await built({**WEB, **API})
 
 
-def test_family_without_a_tool_is_left_out_with_the_reason(commands: FakeCommands, make_config: MakeConfig) -> None:
-    """A node without IPv6 is served all the same; who asks is told why the other Frontends are not."""
-
-    async def do(steering: IptablesSteering) -> None:
-        assert steering.refused_families == {Family.IPV6: "ip6tables is not on PATH"}
-        placed = steering.place([WEB, WEB6, NODE_PORT])
-        assert [placement.frontend for placement in placed] == [WEB, NODE_PORT]
-        await steering.apply(placed, NOBODY)
-        assert commands.calls().keys() == set(IPV4)
-
-    commands.add(*IPV4)
-    steer(commands, make_config, do)
-
-
-def test_open_without_any_tool_gives_both_reasons(commands: FakeCommands, make_config: MakeConfig) -> None:
-    """Nothing is opened where nothing works."""
-    with pytest.raises(SteeringError, match=r"^iptables is not on PATH; ip6tables is not on PATH$"):
-        trio.run(open_iptables, Assignments(make_config()))
-
-
-def test_close_without_apply_runs_nothing(commands: FakeCommands, make_config: MakeConfig) -> None:
-    """What only looked at the node leaves the rules of a live run alone."""
-
-    async def do(steering: IptablesSteering) -> None:
-        await steering.refresh()
-        await steering.aclose()
-        assert commands.calls() == {}
-
-    commands.add(*IPV4, *IPV6)
-    steer(commands, make_config, do)
-
-
-def test_close_removes_what_is_there_even_when_cancelled(commands: FakeCommands, make_config: MakeConfig) -> None:
-    """One restore removes chains and jumps; a second close finds nothing to do."""
-
-    async def do(steering: IptablesSteering) -> None:
-        await steering.apply(steering.place([WEB]), NOBODY)
-        commands.add(IPV4[0], stdout="*nat\n:USP-REDIRECT - [0:0]\n-A OUTPUT -j USP-REDIRECT\nCOMMIT\n")
-        commands.forget()
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await steering.aclose()
-        removal = "*nat\n:USP-REDIRECT - [0:0]\n-D OUTPUT -j USP-REDIRECT\n-X USP-REDIRECT\nCOMMIT\n"
-        assert commands.input(IPV4[1]) == removal
-        commands.forget()
-        await steering.aclose()
-        await steering.refresh()
-        assert commands.calls() == {}
-
-    commands.add(*IPV4)
-    steer(commands, make_config, do)
-
-
-def test_node_that_cannot_be_read_is_a_failure_like_others(
-    commands: FakeCommands, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("blind_to", [set(), {"filter"}])
+async def test_without_table_filter_only_table_nat_is_written_and_leftovers_of_the_other_removed(
+    blind_to: set[str],
 ) -> None:
-    """Where file descriptors are short, the next attempt may find one."""
-
-    def fail() -> NoReturn:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    async def do(steering: IptablesSteering) -> None:
-        with monkeypatch.context() as patched:
-            patched.setattr("userspace_proxy.steering.iptables.read_node_addresses", fail)
-            patched.setattr("userspace_proxy.steering.assignments.tcp_ports_in_use", fail)
-            placements = steering.place([WEB])
-            with pytest.raises(SteeringError, match="Too many open files"):
-                await steering.apply(placements, NOBODY)
-            with pytest.raises(SteeringError, match="Too many open files"):
-                await steering.refresh()
-        await steering.apply(placements, NOBODY)
-        assert commands.calls() != {}
-
-    commands.add(*IPV4)
-    steer(commands, make_config, do)
+    """A run before may have had it; where it cannot even be looked at it holds nothing."""
+    kernel = FakeKernel()
+    kernel.act("filter", *LEFT_BY_AN_EARLIER_RELEASE["filter"])
+    kernel.blind_to = blind_to
+    rules = IptablesRules(fake_tool(kernel), "no conntrack")
+    assert rules.unfiltered_reason == "no conntrack"
+    around = Conditions(Surroundings(health_check_ports=frozenset({32000})), NODE.interfaces, NODE.node_address)
+    await rules.update(WEB, around)
+    assert kernel.own()["nat"]
+    assert bool(kernel.own()["filter"]) is bool(blind_to)
+    kernel.inputs.clear()
+    await rules.update({}, around)
+    assert kernel.inputs == []
 
 
-def test_refresh_after_close_writes_nothing(commands: FakeCommands, make_config: MakeConfig) -> None:
-    """What failed before the end is not tried again after it."""
-
-    async def do(steering: IptablesSteering) -> None:
-        commands.add(IPV4[1], stderr="busy", status=4)
-        with pytest.raises(SteeringError, match="busy"):
-            await steering.apply(steering.place([WEB]), NOBODY)
-        await steering.aclose()
-        commands.forget()
-        await steering.refresh()
-        assert commands.calls() == {}
-
-    commands.add(*IPV4)
-    steer(commands, make_config, do)
+async def test_remove_before_any_update_runs_nothing() -> None:
+    """What only looked at the node leaves the rules of a live run alone."""
+    kernel = FakeKernel()
+    await start(kernel)
+    rules = IptablesRules(fake_tool(kernel), "")
+    await rules.read_proxy_ports()
+    kernel.looks.clear()
+    assert await rules.repair() == ()
+    await rules.remove()
+    assert (kernel.looks, kernel.inputs) == ([], [])
 
 
-def test_close_that_leaves_something_says_how_to_remove_it(commands: FakeCommands, make_config: MakeConfig) -> None:
-    """The other family is removed all the same, and a later close tries again."""
+@pytest.mark.parametrize(("table", "other"), [("nat", "filter"), ("filter", "nat")])
+async def test_remove_goes_on_where_a_table_fails_and_can_be_repeated(table: str, other: str) -> None:
+    """As long as rules lead somewhere, whoever is to be kept away has to be: table nat goes first."""
+    kernel = FakeKernel()
+    rules = await start(kernel)
+    kernel.refuses = f"*{table}"
+    with pytest.raises(SteeringError, match=rf"^no \*{table}$"):
+        await rules.remove()
+    assert kernel.inputs[0].startswith("*nat")
+    assert kernel.own()[table]
+    assert not kernel.own()[other]
+    kernel.refuses = ""
+    await rules.remove()
+    assert kernel.own() == {"nat": {}, "filter": {}}
+    kernel.looks.clear()
+    await rules.remove()
+    assert kernel.looks == []
 
-    async def do(steering: IptablesSteering) -> None:
-        await steering.apply(steering.place([WEB]), NOBODY)
-        commands.add(IPV4[0], stderr="iptables-nft-save: busy", status=4)
-        commands.forget()
-        with pytest.raises(SteeringError) as raised:
-            await steering.aclose()
-        assert str(raised.value) == (
-            "IPv4 rules could not be removed: iptables-nft-save: busy; run userspace-proxy cleanup"
-        )
-        assert IPV6[0] in commands.calls()
-        commands.add(IPV4[0])
-        commands.forget()
-        await steering.aclose()
-        assert commands.calls().keys() == {IPV4[0]}
 
-    commands.add(*IPV4, *IPV6)
-    steer(commands, make_config, do)
+async def test_update_of_very_many_services_lets_others_have_their_turn() -> None:
+    """To build the rules of 10,000 takes a second, in which no connection may stand still."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    many = {named(f"shop/web-{number}"): web(number % 250, 12000 + number) for number in range(1000)}
+    kernel = FakeKernel()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        await IptablesRules(fake_tool(kernel), "").update(many, NODE)
+        nursery.cancel_scope.cancel()
+    assert turns > len(many) / 50
+    assert sum("REDIRECT --to-ports" in rule for rules in kernel.own()["nat"].values() for rule in rules) == len(many)

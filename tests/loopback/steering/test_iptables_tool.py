@@ -1,15 +1,21 @@
 """Which iptables commands are used, and what is made of their complaints; the commands are fakes."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
 from loopback.steering.fake_commands import FakeCommands
+from loopback.steering.fake_tool import FakeKernel, fake_tool
 
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import Family
-from userspace_proxy.steering.iptables_tool import Tool, choose_tool, find_tools
+from userspace_proxy.steering.iptables.filter import build_filter_probe
+from userspace_proxy.steering.iptables.tool import RulesState, Tool, Variant, choose_tool, find_tools, try_filter
 
+PROBE = build_filter_probe(Family.IPV4, os.getpid())[0]
+"""What a process of this id installs."""
 SAVES = ("iptables-nft-save", "iptables-legacy-save", "iptables-save")
 RESTORES = ("iptables-nft-restore", "iptables-legacy-restore", "iptables-restore")
 RULES = "*nat\n:USP-REDIRECT - [0:0]\n-A USP-REDIRECT -p tcp -j REDIRECT\nCOMMIT\n"
@@ -147,12 +153,17 @@ def test_command_that_hangs_is_ended_and_named(commands: FakeCommands) -> None:
         trio.run(tool.restore, RULES, clock=trio.testing.MockClock(rate=100))
 
 
+async def choose(commands: FakeCommands, family: Family = Family.IPV4) -> Tool:
+    """Return the tool chosen."""
+    return await choose_tool(family, commands.path)
+
+
 def choose_by_fakes(commands: FakeCommands, fail: Callable[[str], str]) -> str:
     """Return the tool chosen, or the sentence if none; ``fail`` says what a command complains of, if it does."""
     for name in (*SAVES[:2], *RESTORES[:2]):
         commands.add(name, stderr=fail(name), status=4 if fail(name) else 0)
     try:
-        return trio.run(choose_tool, Family.IPV4).name
+        return trio.run(choose, commands).name
     except SteeringError as error:
         return str(error)
 
@@ -179,7 +190,7 @@ def test_choice_where_legacy_tables_exist_is_the_variant_in_use(
     commands.add(*SAVES[:2], *RESTORES[:2], stdout="*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n")
     commands.add(*rules_in.split(), stdout="*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j RETURN\nCOMMIT\n")
     commands.legacy_tables.write_text("nat\n")
-    assert trio.run(choose_tool, Family.IPV4).name == chosen
+    assert trio.run(choose, commands).name == chosen
 
 
 def test_choice_where_rules_cannot_be_read_leaves_the_reason_to_the_probe(commands: FakeCommands) -> None:
@@ -209,4 +220,120 @@ def test_choice_without_any_that_works_tells_each_reason(commands: FakeCommands)
 def test_choice_without_commands_says_what_is_missing_on_path(commands: FakeCommands) -> None:
     """Nothing to try is a reason like others."""
     with pytest.raises(SteeringError, match=r"^ip6tables is not on PATH$"):
-        trio.run(choose_tool, Family.IPV6)
+        trio.run(choose, commands, Family.IPV6)
+
+
+def fake_lock(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Let a file stand for the lock that all programs share."""
+    monkeypatch.setattr("userspace_proxy.steering.iptables.tool._LOCK_PATH", path)
+
+
+def test_lock_of_all_programs_is_used_where_it_can_be(
+    commands: FakeCommands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It keeps us and others out of each other's way; where it does not exist yet the command makes it."""
+    fake_lock(monkeypatch, tmp_path / "xtables.lock")
+    commands.add("iptables-legacy-save", "iptables-legacy-restore")
+    (tool,) = find_tools(Family.IPV4)
+    assert tool.with_own_lock(tmp_path / "run") == tool
+    (tmp_path / "xtables.lock").touch()
+    assert tool.with_own_lock(tmp_path / "run") == tool
+    assert not (tmp_path / "run").exists()
+
+
+def test_lock_of_our_own_is_used_where_that_of_all_programs_cannot_be(
+    commands: FakeCommands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The legacy variant does nothing without one, and tells its commands where it is; the nft variant needs none."""
+    fake_lock(monkeypatch, tmp_path / "read-only" / "xtables.lock")
+    commands.add("iptables-nft-save", "iptables-nft-restore", "iptables-legacy-save", "iptables-legacy-restore")
+    restore = commands.path / "iptables-legacy-restore"
+    restore.write_text(f'#!/bin/sh\necho -n "$XTABLES_LOCKFILE" >{tmp_path}/told\n')
+    nft, legacy = find_tools(Family.IPV4)
+    assert nft.with_own_lock(tmp_path / "run") == nft
+    own = legacy.with_own_lock(tmp_path / "run")
+    trio.run(own.restore, RULES)
+    assert (tmp_path / "told").read_text() == f"{tmp_path}/run/xtables.lock"
+    assert (tmp_path / "run").is_dir()
+
+
+STATES = {"nat": b"1", "filter": b"2"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "generation", "legacy_tables", "state"),
+    [
+        (Variant.NFT, 7, "nat\nfilter\n", RulesState(7, ())),
+        (Variant.NFT, None, "nat\nfilter\n", None),
+        (Variant.LEGACY, 7, "nat\nfilter\n", RulesState(None, (b"1", b"2"))),
+        (Variant.PLAIN, 7, "nat\n", RulesState(7, (b"1",))),
+        (Variant.PLAIN, 7, "", RulesState(7, ())),
+        (Variant.PLAIN, None, "nat\n", RulesState(None, (b"1",))),
+        (Variant.PLAIN, None, "", None),
+    ],
+)
+def test_state_is_that_of_the_tables_that_the_variant_has(
+    commands: FakeCommands,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    variant: Variant,
+    generation: int | None,
+    legacy_tables: str,
+    state: RulesState | None,
+) -> None:
+    """Looking at a table of the legacy variant would create it, so a command that may be either asks first."""
+    module = "userspace_proxy.steering.iptables.tool"
+
+    def read_generation() -> int:
+        if generation is None:
+            raise PermissionError
+        return generation
+
+    monkeypatch.setattr(f"{module}.read_generation", read_generation)
+    monkeypatch.setattr(f"{module}.read_legacy_table", lambda _, table: STATES[table])
+    commands.legacy_tables.write_text(legacy_tables)
+    assert Tool(Family.IPV4, variant, "save", "restore").read_state(STATES) == state
+
+
+def test_state_of_the_legacy_variant_is_unknown_without_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who cannot tell has to look."""
+
+    def refuse(*_: object) -> bytes:
+        raise PermissionError
+
+    monkeypatch.setattr("userspace_proxy.steering.iptables.tool.read_legacy_table", refuse)
+    assert Tool(Family.IPV4, Variant.LEGACY, "save", "restore").read_state(STATES) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "after"),
+    [
+        (RulesState(7, ()), 2, RulesState(9, ())),
+        (RulesState(7, (b"1",)), 0, RulesState(7, (b"1",))),
+        (RulesState(7, (b"1",)), 1, None),
+        (RulesState(None, (b"1",)), 1, None),
+    ],
+)
+def test_state_after_our_own_changes_is_known_of_nf_tables_alone(
+    state: RulesState, changes: int, after: RulesState | None
+) -> None:
+    """Each table changed is one generation; the other variant does not count."""
+    assert state.after(changes) == after
+
+
+async def test_probe_that_was_killed_under_the_same_process_id_is_removed_by_the_next() -> None:
+    """In a container each run has the same id, so it would stand in the way of all."""
+    kernel = FakeKernel()
+    kernel.restore(PROBE)
+    kernel.restore(PROBE.replace(str(os.getpid()), f"{os.getpid()}0"))
+    await try_filter(fake_tool(kernel))
+    assert kernel.own()["filter"].keys() == {"INPUT", f"USP-PROBE-{os.getpid()}0"}, "that of another process stays"
+    assert kernel.own()["nat"] == {}
+
+
+async def test_probe_that_cannot_be_removed_tells_why() -> None:
+    """It is not always a leftover that stands in the way."""
+    kernel = FakeKernel()
+    kernel.refuses = "-X USP-PROBE"
+    with pytest.raises(SteeringError, match=r"^no -X USP-PROBE$"):
+        await try_filter(fake_tool(kernel))

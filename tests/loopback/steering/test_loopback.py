@@ -6,13 +6,14 @@ from ipaddress import IPv4Network
 
 import pytest
 import trio
-from builders import frontend, node_port_frontend
+from builders import frontend, named, node_port_frontend
 
 from userspace_proxy.config import Config
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import Family, Protocol
-from userspace_proxy.plan.state import Frontend, FrontendKind, Restrictions
+from userspace_proxy.plan.state import Frontend, FrontendKind
 from userspace_proxy.steering.assignments import Assignments
+from userspace_proxy.steering.base import Placement, ServiceSteering, Surroundings
 from userspace_proxy.steering.loopback import LoopbackSteering, open_loopback
 
 MakeConfig = Callable[..., Config]
@@ -113,7 +114,9 @@ def test_apply_keeps_addresses_for_a_restart(make_config: MakeConfig) -> None:
     async def run() -> None:
         before = LoopbackSteering(Assignments(config), first_port=1)
         placed = [*before.place([WEB]), *before.place([api])]
-        await before.apply(placed, Restrictions())
+        await before.apply(
+            {one.frontend.service_port.service: ServiceSteering((one,)) for one in placed}, Surroundings()
+        )
         await before.refresh()
         await before.aclose()
         after = LoopbackSteering(Assignments(config), first_port=1)
@@ -122,6 +125,22 @@ def test_apply_keeps_addresses_for_a_restart(make_config: MakeConfig) -> None:
         assert [*after_that.place([WEB]), *after_that.place([api])] == placed
 
     trio.run(run)
+
+
+def test_apply_lets_go_of_the_address_of_a_service_that_is_gone(make_config: MakeConfig) -> None:
+    """The last address of the range goes to who needs it, once nobody else does."""
+    steering = LoopbackSteering(Assignments(make_config(loopback_range=IPv4Network("127.96.0.1/32"))), first_port=1)
+    api = frontend("10.96.0.11:80", "shop/api:http")
+
+    async def run() -> tuple[Placement, ...]:
+        await steering.apply({named("shop/web"): ServiceSteering(steering.place([WEB]))}, Surroundings())
+        with pytest.raises(SteeringError, match="no loopback address is left for shop/api"):
+            steering.place([api])
+        await steering.apply({named("shop/web"): ServiceSteering()}, Surroundings())
+        return steering.place([api])
+
+    (placed,) = trio.run(run)
+    assert placed.listens_at == "127.96.0.1:80"
 
 
 def test_open_finds_ports_that_may_be_bound_also_where_the_lowest_is_in_use(make_config: MakeConfig) -> None:

@@ -5,8 +5,10 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from userspace_proxy.model.names import Protocol
 from userspace_proxy.steering.node_state import (
-    is_udp_port_in_use,
+    is_interface_up,
+    is_port_in_use,
     read_local_addresses,
     read_node_addresses,
     tcp_ports_in_use,
@@ -62,8 +64,30 @@ def test_udp_port_is_in_use_while_a_socket_is_bound_to_it(family: socket.Address
     with socket.socket(family, socket.SOCK_DGRAM) as bound:
         bound.bind((address, 0))
         port = bound.getsockname()[1]
-        assert is_udp_port_in_use(port)
+        assert is_port_in_use(port, Protocol.UDP)
         bound.connect(("127.0.0.1" if family is socket.AF_INET else "::1", 9))
-        assert is_udp_port_in_use(port)
-    assert not is_udp_port_in_use(port)
-    assert not is_udp_port_in_use(port)
+        assert is_port_in_use(port, Protocol.UDP)
+    assert not is_port_in_use(port, Protocol.UDP)
+    assert not is_port_in_use(port, Protocol.UDP)
+
+
+def test_tcp_port_is_in_use_while_a_socket_listens_on_it() -> None:
+    """Not for what a connection has left behind, nor because somebody has the port for UDP."""
+    with socket.socket() as listening, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        assert is_port_in_use(port, Protocol.TCP)
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            accepted.shutdown(socket.SHUT_WR)  # who ends first has it in TIME_WAIT
+        listening.close()
+        datagrams.bind(("127.0.0.1", port))
+        assert not is_port_in_use(port, Protocol.TCP)
+
+
+def test_interface_is_up_or_there_is_none() -> None:
+    """The tests could not run without lo."""
+    assert is_interface_up("lo")
+    with pytest.raises(OSError, match="No such device"):
+        is_interface_up("no-such-device")

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from userspace_proxy.model.names import Family
-from userspace_proxy.steering.conntrack_messages import (
+from userspace_proxy.steering.conntrack.messages import (
     Entry,
     Place,
     Result,

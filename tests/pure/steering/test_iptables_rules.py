@@ -1,30 +1,35 @@
 """The text of iptables rules, tried on a table nat that understands what iptables-restore does."""
 
-from ipaddress import IPv4Address
-
 import pytest
-from builders import frontend
 from hypothesis import given
 from hypothesis import strategies as st
 
 from userspace_proxy.model.names import Family
-from userspace_proxy.plan.state import SteeringRule
-from userspace_proxy.steering.iptables_rules import (
+from userspace_proxy.steering.iptables.chain_set import Chains
+from userspace_proxy.steering.iptables.nat import build_nat_probe
+from userspace_proxy.steering.iptables.rules import (
     JUMPS,
     OwnRules,
-    build_nat_chains,
-    build_probe,
+    change_text,
     is_in_use,
+    is_like,
     parse_saved,
     remove_text,
     replace_text,
 )
 
-NODE = IPv4Address("192.0.2.2")
-WEB = SteeringRule(frontend("10.96.0.10:80"), 12080)
-DNS = SteeringRule(frontend("10.96.0.9:53"), 12053)
-WEB6 = SteeringRule(frontend("[fd00::a]:80"), 12081)
-CHAINS = build_nat_chains(Family.IPV4, [WEB, DNS], ["lo", "eth0"], NODE)
+CHAINS = {
+    "USP-PREROUTING": ("-i lo -g USP-REDIRECT", "-g USP-REDIRECT"),
+    "USP-REDIRECT": ("-d 0.0.0.10/0.0.0.127 -g USP-REDIRECT-0A",),
+    "USP-REDIRECT-0A": ("-d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 12080",),
+}
+LARGER = {
+    "USP-PREROUTING": ("-g USP-REDIRECT",),
+    "USP-REDIRECT": ("-d 0.0.0.10/0.0.0.127 -g USP-REDIRECT-0A", "-d 0.0.0.11/0.0.0.127 -g USP-REDIRECT-0B"),
+    "USP-REDIRECT-0A": CHAINS["USP-REDIRECT-0A"],
+    "USP-REDIRECT-0B": ("-d 10.96.0.11/32 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 12081",),
+}
+CHAINS_OF_TESTS: st.SearchStrategy[Chains] = st.sampled_from([{}, CHAINS, LARGER])
 
 FOREIGN = {
     "PREROUTING": ["-j KUBE-SERVICES"],
@@ -44,7 +49,7 @@ SAVED = """\
 -A PREROUTING -m comment --comment "a -j USP-REDIRECT" -j KUBE-USP-X
 -A KUBE-USP-X -j USP-REDIRECT
 -A USP-REDIRECT -j RETURN
--A USP-REDIRECT -j RETURN
+-A USP-REDIRECT -p tcp -j DROP
 COMMIT
 *mangle
 :INPUT ACCEPT [0:0]
@@ -64,6 +69,8 @@ class NatTable:
 
     def restore(self, text: str) -> None:
         """Take the input of iptables-restore."""
+        if not text:
+            return
         first, *lines, last = text.splitlines()
         assert (first, last) == ("*nat", "COMMIT")
         for line in lines:
@@ -98,100 +105,76 @@ class NatTable:
         return parse_saved(self.save()).get("nat", OwnRules())
 
 
-def test_chains_of_ipv4_send_addressed_interfaces_to_redirect_and_others_to_dnat() -> None:
-    """Only interfaces known to have an address get REDIRECT; whatever else appears is led to the node's address."""
-    assert CHAINS == {
-        "USP-PREROUTING": ("-i lo -g USP-REDIRECT", "-i eth0 -g USP-REDIRECT", "-g USP-DNAT"),
-        "USP-REDIRECT": (
-            "-d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 12080",
-            "-d 10.96.0.9/32 -p tcp -m tcp --dport 53 -j REDIRECT --to-ports 12053",
-        ),
-        "USP-DNAT": (
-            "-d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 192.0.2.2:12080",
-            "-d 10.96.0.9/32 -p tcp -m tcp --dport 53 -j DNAT --to-destination 192.0.2.2:12053",
-        ),
-    }
-
-
-@pytest.mark.parametrize(
-    ("family", "rule", "match"),
-    [
-        (Family.IPV4, WEB, "-d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 12080"),
-        (Family.IPV6, WEB6, "-d fd00::a/128 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 12081"),
-    ],
-)
-def test_chains_without_node_address_or_of_ipv6_use_redirect_alone(
-    family: Family, rule: SteeringRule, match: str
-) -> None:
-    """Where DNAT has no target or no use there is no chain for it."""
-    node_address = NODE if family is Family.IPV6 else None
-    assert build_nat_chains(family, [rule], ["eth0"], node_address) == {
-        "USP-PREROUTING": ("-g USP-REDIRECT",),
-        "USP-REDIRECT": (match,),
-    }
-
-
-def test_chains_use_only_what_needs_no_extension() -> None:
-    """Apart from the port match of the protocol no match module is asked for: any may be missing."""
-    words = [rule.split() for rules in CHAINS.values() for rule in rules]
-    assert {rule[rule.index("-m") + 1] for rule in words if "-m" in rule} == {"tcp"}
-    assert all(rule.count("-m") <= 1 for rule in words)
-
-
-@pytest.mark.parametrize("name", ["eth+", "+", 'a"b', "a'b", "a b", "\\", "ä"])
-def test_chains_leave_out_interfaces_whose_name_iptables_would_misread(name: str) -> None:
-    """A wildcard or a quote in an interface's name counts as an unknown interface."""
-    chains = build_nat_chains(Family.IPV4, [WEB], [name, "eth0"], NODE)
-    assert chains["USP-PREROUTING"] == ("-i eth0 -g USP-REDIRECT", "-g USP-DNAT")
-
-
-def test_chains_of_rules_in_another_order_are_equal() -> None:
-    """The order in which Services arrive makes no change of rules."""
-    assert build_nat_chains(Family.IPV4, [DNS, WEB], ["lo", "eth0"], NODE) == CHAINS
-
-
 def test_parse_finds_own_chains_and_jumps_in_every_table_and_nothing_else() -> None:
     """Chains are ours by their prefix, rules of others by where they lead; a comment that looks so is none."""
     assert parse_saved(SAVED) == {
         "nat": OwnRules(
-            {"USP-REDIRECT": 2},
+            {"USP-REDIRECT": ["-j RETURN", "-p tcp -j DROP"]},
             [
                 "PREROUTING -j USP-REDIRECT",
                 'PREROUTING -m comment --comment "a -j USP-REDIRECT" -g USP-REDIRECT',
                 "KUBE-USP-X -j USP-REDIRECT",
             ],
         ),
-        "filter": OwnRules({"USP-GUARD": 0}, []),
+        "filter": OwnRules({"USP-GUARD": []}, []),
     }
+
+
+def test_parse_passes_over_a_comment_that_goes_on_in_the_next_line() -> None:
+    """iptables-save prints the line feed as it is; such a rule of others is nobody's jump to us."""
+    saved = '*nat\n:USP-A - [0:0]\n-A OUTPUT -m comment --comment "see USP-A,\nor not" -j RETURN\n-A OUTPUT -j USP-A\n'
+    assert parse_saved(saved) == {"nat": OwnRules({"USP-A": []}, ["OUTPUT -j USP-A"])}
 
 
 @given(
     left=st.lists(st.sampled_from(["USP-REDIRECT", "USP-PREROUTING", "USP-DNAT", "USP-OLD"]), unique=True),
     jumps=st.lists(st.tuples(st.sampled_from(list(FOREIGN)), st.integers(0, 3), st.integers(0, 1))),
-    node_address=st.sampled_from([NODE, None]),
+    chains=CHAINS_OF_TESTS,
 )
 def test_replace_makes_any_leftovers_what_should_be_and_remove_leaves_foreign_rules_alone(
-    left: list[str], jumps: list[tuple[str, int, int]], node_address: IPv4Address | None
+    left: list[str], jumps: list[tuple[str, int, int]], chains: Chains
 ) -> None:
-    """Whatever a killed run has left, one restore makes it right, a second changes nothing, removal leaves nothing."""
+    """Whatever a killed run has left, one restore makes it right, a second has nothing to do, and nothing remains."""
     table = NatTable()
     for name in left:
         table.chains[name] = ["-j RETURN"]
     for chain, target, position in jumps:
         if left:
             table.chains[chain].insert(position, f"-j {left[target % len(left)]}")
-    chains = build_nat_chains(Family.IPV4, [WEB], ["eth0"], node_address)
 
     table.restore(replace_text("nat", table.own(), chains))
     found = table.own()
-    assert sorted(found.jumps) == sorted(JUMPS["nat"])
-    assert {name: tuple(table.chains[name]) for name in found.chains} == chains
-    once = {name: list(rules) for name, rules in table.chains.items()}
-    table.restore(replace_text("nat", found, chains))
-    assert table.chains == once
+    assert sorted(found.jumps) == (sorted(JUMPS["nat"]) if chains else [])
+    assert {name: tuple(rules) for name, rules in found.rules.items()} == chains
+    assert is_like(found, "nat", chains, to_the_letter=True)
+    assert replace_text("nat", found, chains) == ""
 
     table.restore(remove_text("nat", table.own()))
     assert table.chains == FOREIGN
+
+
+@given(before=CHAINS_OF_TESTS, after=CHAINS_OF_TESTS)
+def test_change_makes_one_of_the_other_and_names_only_chains_that_differ(before: Chains, after: Chains) -> None:
+    """The jumps come with the first chain and go with the last; nobody has to look at what is there."""
+    table = NatTable()
+    table.restore(replace_text("nat", OwnRules(), before))
+    changed = {name: after.get(name, ()) for name in {**before, **after} if before.get(name) != after.get(name)}
+    text = change_text("nat", changed, had_chains=bool(before), has_chains=bool(after))
+    table.restore(text)
+    assert is_like(table.own(), "nat", after, to_the_letter=True)
+    assert {line.split()[0][1:] for line in text.splitlines() if line.startswith(":")} == changed.keys()
+    assert {name: table.chains[name][-len(rules) :] for name, rules in FOREIGN.items() if rules} == {
+        name: rules for name, rules in FOREIGN.items() if rules
+    }
+
+
+def test_replace_writes_only_chains_that_differ() -> None:
+    """A run that takes over what another has left does not touch what is right."""
+    found = OwnRules({name: list(rules) for name, rules in CHAINS.items()}, list(JUMPS["nat"]))
+    found.rules["USP-REDIRECT-0A"].append("-j RETURN")
+    assert replace_text("nat", found, CHAINS) == (
+        f"*nat\n:USP-REDIRECT-0A - [0:0]\n-A USP-REDIRECT-0A {CHAINS['USP-REDIRECT-0A'][0]}\nCOMMIT\n"
+    )
 
 
 def test_replace_puts_new_jumps_first_and_leaves_present_ones_where_they_are() -> None:
@@ -200,19 +183,40 @@ def test_replace_puts_new_jumps_first_and_leaves_present_ones_where_they_are() -
     table.restore(replace_text("nat", OwnRules(), CHAINS))
     assert (table.chains["PREROUTING"][0], table.chains["OUTPUT"][0]) == ("-j USP-PREROUTING", "-j USP-REDIRECT")
     table.chains["OUTPUT"].insert(0, "-j ACCEPT")
+    table.chains["PREROUTING"].remove("-j USP-PREROUTING")
+    assert not is_like(table.own(), "nat", CHAINS, to_the_letter=False)
     table.restore(replace_text("nat", table.own(), CHAINS))
     assert table.chains["OUTPUT"][:2] == ["-j ACCEPT", "-j USP-REDIRECT"]
+    assert table.chains["PREROUTING"][0] == "-j USP-PREROUTING"
 
 
 def test_replace_leaves_the_probe_of_another_process_alone() -> None:
     """A check beside a run finds its probe's chain where it made it."""
     table = NatTable()
-    install, remove = build_probe(Family.IPV4, 4711)
+    install, remove = build_nat_probe(Family.IPV4, 4711)
     table.restore(install)
     table.restore(replace_text("nat", table.own().without_probes(), CHAINS))
+    assert is_like(table.own().without_probes(), "nat", CHAINS, to_the_letter=True)
     table.restore(remove)
-    assert sorted(table.own().jumps) == sorted(JUMPS["nat"])
-    assert table.own().chains.keys() == CHAINS.keys()
+    assert is_like(table.own(), "nat", CHAINS, to_the_letter=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "is_seen_by_number"),
+    [
+        ("USP-REDIRECT-0A", [CHAINS["USP-REDIRECT-0A"][0].replace("12080", "12081")], False),
+        ("USP-REDIRECT-0A", [], True),
+        ("USP-REDIRECT-0A", [*CHAINS["USP-REDIRECT-0A"], "-j RETURN"], True),
+        ("USP-OTHER", [], True),
+    ],
+)
+def test_what_others_have_changed_is_seen_by_the_letter_or_at_least_by_number(
+    name: str, rules: list[str], *, is_seen_by_number: bool
+) -> None:
+    """A tool that prints other words than it was given is still watched."""
+    found = OwnRules({**{name: list(rules) for name, rules in CHAINS.items()}, name: rules}, list(JUMPS["nat"]))
+    assert not is_like(found, "nat", CHAINS, to_the_letter=True)
+    assert is_like(found, "nat", CHAINS, to_the_letter=False) is not is_seen_by_number
 
 
 @pytest.mark.parametrize(

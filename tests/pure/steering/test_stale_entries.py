@@ -5,8 +5,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from userspace_proxy.steering.conntrack_messages import Entry, Place
-from userspace_proxy.steering.stale_entries import ANY_LOCAL, Led, plan_sweep
+from userspace_proxy.steering.conntrack.messages import Entry, Place
+from userspace_proxy.steering.conntrack.stale_entries import ANY_LOCAL, Led, plan_sweep
 
 PORTS = range(12000, 30000)
 NODE, LOOPBACK, POD = (ip_address(text).packed for text in ("10.0.0.1", "127.0.0.1", "10.0.1.2"))

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 
 from attrs import field, frozen
 
-from userspace_proxy.steering.conntrack_messages import Entry, Place
+from userspace_proxy.steering.conntrack.messages import Entry, Place
 
 ANY_LOCAL = b""
 """Stands in a Place for all addresses of this node, at which NodePorts answer."""

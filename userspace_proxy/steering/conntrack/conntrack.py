@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterator, Mapping
 
 import trio
 
+from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import Family
-from userspace_proxy.steering.conntrack_messages import (
+from userspace_proxy.steering.conntrack.messages import (
     Entry,
     Place,
     Result,
@@ -21,8 +22,8 @@ from userspace_proxy.steering.conntrack_messages import (
     build_removal,
     read_answers,
 )
+from userspace_proxy.steering.conntrack.stale_entries import Led, Sweep, plan_sweep
 from userspace_proxy.steering.node_state import read_local_addresses
-from userspace_proxy.steering.stale_entries import Led, Sweep, plan_sweep
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +98,18 @@ class Conntrack:
                 "entries in conntrack cannot be removed; give CAP_NET_ADMIN, and load nf_conntrack_netlink",
                 extra={"reason": error.strerror or error},
             )
+
+
+async def remove_led_to(family: Family, proxy_ports: Collection[int]) -> None:
+    """Remove the entries that rules have led to some ports of this node, now that no rule does any more.
+
+    Raises:
+        SteeringError: some may be left; one clause says why.
+    """
+    try:
+        await _remove(family, Sweep(Led(local_addresses=_local_addresses()), (), proxy_ports))
+    except OSError as error:
+        raise SteeringError(error.strerror or str(error)) from error
 
 
 async def _remove(family: Family, sweep: Sweep) -> None:

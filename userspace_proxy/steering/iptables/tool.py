@@ -3,28 +3,32 @@
 Entry points: ``find_tools``, ``choose_tool``, ``try_filter``.
 """
 
+import contextlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import Family
-from userspace_proxy.steering.iptables_filter import build_filter_probe
-from userspace_proxy.steering.iptables_rules import build_probe, is_in_use
+from userspace_proxy.steering.command import run_command
+from userspace_proxy.steering.iptables.filter import build_filter_probe
+from userspace_proxy.steering.iptables.nat import build_nat_probe
+from userspace_proxy.steering.iptables.rules import OwnRules, is_in_use, parse_saved, remove_text
+from userspace_proxy.steering.ruleset_state import read_generation, read_legacy_table
 
 LOCK_WAIT_S = 5
 """How long a command waits for the lock that all iptables-legacy commands share; arbitrary, kube-proxy's number."""
-COMMAND_TIMEOUT_S = 20.0
-"""After this long a command is killed. Arbitrary: 10,000 rules take 0.3 s, the lock LOCK_WAIT_S."""
 
 BASE_NAME: Mapping[Family, str] = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
+_LOCK_PATH = Path("/run/xtables.lock")
+"""What the legacy variant locks unless told otherwise."""
 _LEGACY_TABLES = {Family.IPV4: Path("/proc/net/ip_tables_names"), Family.IPV6: Path("/proc/net/ip6_tables_names")}
 
 _NOISE = re.compile(r"^(# Warning: .*|Try `.*|Error occurred at line: \d+)$", re.MULTILINE)
@@ -46,6 +50,24 @@ class Variant(StrEnum):
 
 
 @frozen
+class RulesState:
+    """Two of them differ if anybody has changed a rule in between."""
+
+    generation: int | None
+    """That of nf_tables; None where it is of no meaning."""
+    tables: tuple[bytes, ...]
+    """Those of the legacy variant."""
+
+    def after(self, changes: int) -> "RulesState | None":
+        """Return what it is after a command has changed some tables and nobody else any; None: that cannot be told."""
+        if not changes:
+            return self
+        if self.generation is None or self.tables:
+            return None
+        return RulesState(self.generation + changes, ())
+
+
+@frozen
 class Tool:
     """The commands for the tables of one family and variant."""
 
@@ -53,6 +75,8 @@ class Tool:
     variant: Variant
     save_path: str
     restore_path: str
+    lock_path: Path | None = None
+    """What to lock instead of the file that all commands of the legacy variant share; None: that one."""
 
     @property
     def name(self) -> str:
@@ -68,7 +92,8 @@ class Tool:
         Raises:
             SteeringError: they cannot be read; one clause says why.
         """
-        result = await _run([self.save_path] if table is None else [self.save_path, "-t", table])
+        arguments = [] if table is None else ["-t", table]
+        result = await _run([self.save_path, *arguments], lock_path=self.lock_path)
         if result.returncode != 0 and not _ABSENT.search(_text(result.stderr)):
             raise _failure(result)
         return _text(result.stdout)
@@ -81,9 +106,39 @@ class Tool:
 
         Cancellation: what is in force is unknown.
         """
-        result = await _run([self.restore_path, "--noflush", "-w", str(LOCK_WAIT_S)], text)
+        arguments = ["--noflush", "-w", str(LOCK_WAIT_S)]
+        result = await _run([self.restore_path, *arguments], text, lock_path=self.lock_path)
         if result.returncode != 0:
             raise _failure(result, text)
+
+    def read_state(self, tables: Iterable[str]) -> RulesState | None:
+        """Return what differs after anybody has changed a rule in some tables, at the price of a system call or two.
+
+        Args:
+            tables: Which ones; they exist.
+
+        Returns:
+            None: nobody can tell, for want of the right.
+        """
+        generation = None if self.variant is Variant.LEGACY else _read_generation()
+        if self.variant is Variant.PLAIN:  # it may be either
+            there = _read_legacy_names(self.family) or ()
+            tables = [table for table in tables if table in there]
+        states = [] if self.variant is Variant.NFT else [_read_legacy(self.family, table) for table in tables]
+        known = tuple(state for state in states if state is not None)
+        return None if generation is None and not known else RulesState(generation, known)
+
+    def with_own_lock(self, directory: Path) -> "Tool":
+        """Return the same, with a lock in a directory of ours if the one that all programs share cannot be used.
+
+        Args:
+            directory: It is made if it is missing, for us alone.
+        """
+        if self.variant is Variant.NFT or _can_lock():
+            return self
+        with contextlib.suppress(OSError):  # the command will say that there is no lock
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return evolve(self, lock_path=directory / _LOCK_PATH.name)
 
 
 def find_tools(family: Family) -> tuple[Tool, ...]:
@@ -99,30 +154,30 @@ def find_tools(family: Family) -> tuple[Tool, ...]:
 
 def may_have_legacy_tables(family: Family) -> bool:
     """Tell whether this network namespace has tables of the legacy variant; looking at others would create them."""
-    try:
-        return bool(_LEGACY_TABLES[family].read_text())
-    except FileNotFoundError:
-        return False
-    except PermissionError:  # who may not look may not change anything either: the command will say so
-        return True
+    names = _read_legacy_names(family)
+    return names is None or bool(names)  # who may not look may not change anything either: the command will say so
 
 
-async def choose_tool(family: Family) -> Tool:
+async def choose_tool(family: Family, runtime_dir: Path) -> Tool:
     """Return the tool whose tables are in use and can be written to, the nft variant if none or both are in use.
 
     The legacy variant is touched only if its tables exist or the nft variant fails: whatever runs it once makes
     every later iptables-nft warn of leftovers.
 
+    Args:
+        family: Which one.
+        runtime_dir: Where a lock of our own may be.
+
     Raises:
         SteeringError: none works; one clause says why.
     """
-    tools = find_tools(family)
+    tools = tuple(tool.with_own_lock(runtime_dir) for tool in find_tools(family))
     if not tools:
         raise SteeringError(f"{BASE_NAME[family]} is not on PATH")
     reasons = []
     for tool in await _by_preference(tools):
         try:
-            await _probe(tool, build_probe(tool.family, os.getpid()))
+            await _probe(tool, "nat", build_nat_probe(tool.family, os.getpid()))
         except SteeringError as error:
             reasons.append(str(error))
             if str(error) == _NOT_PERMITTED:  # all variants need the same right
@@ -138,7 +193,7 @@ async def try_filter(tool: Tool) -> None:
     Raises:
         SteeringError: it does not work here, for want of table filter or of the conntrack match; one clause says why.
     """
-    await _probe(tool, build_filter_probe(tool.family, os.getpid()))
+    await _probe(tool, "filter", build_filter_probe(tool.family, os.getpid()))
 
 
 async def _by_preference(tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
@@ -157,11 +212,12 @@ async def _has_rules(tool: Tool) -> bool:
         return False
 
 
-async def _probe(tool: Tool, texts: tuple[str, str]) -> None:
+async def _probe(tool: Tool, table: str, texts: tuple[str, str]) -> None:
     """Install something and remove it.
 
     Args:
         tool: What with.
+        table: Where.
         texts: What to install, and its removal.
 
     Raises:
@@ -170,27 +226,50 @@ async def _probe(tool: Tool, texts: tuple[str, str]) -> None:
     install, remove = texts
     with trio.CancelScope(shield=True):  # bounded by the commands' own time-outs; a probe leaves nothing
         await tool.restore(install)
-        await tool.restore(remove)
+        try:
+            await tool.restore(remove)
+        except SteeringError:  # one that was killed has left its own: in a container all have the same process id
+            found = parse_saved(await tool.save(table)).get(table, OwnRules()).probe_of(os.getpid())
+            if not found.rules:
+                raise
+            await tool.restore(remove_text(table, found))
 
 
-async def _run(argv: list[str], text: str = "") -> CompletedProcess[bytes]:
-    """Run a command to its end.
+async def _run(argv: list[str], text: str = "", *, lock_path: Path | None) -> CompletedProcess[bytes]:
+    """Run a command as ``run_command`` does, with the lock of ``Tool.lock_path``."""
+    env = None if lock_path is None else {**os.environ, "XTABLES_LOCKFILE": str(lock_path)}
+    return await run_command(argv, text, env)
 
-    Raises:
-        SteeringError: it could not be run, or took too long.
 
-    Cancellation: the command is ended.
-    """
-    command = Path(argv[0]).name
+def _can_lock() -> bool:
+    """Tell whether the commands can open, or else create, the lock that all programs share."""
+    if _LOCK_PATH.exists():
+        return os.access(_LOCK_PATH, os.R_OK, effective_ids=True)
+    return os.access(_LOCK_PATH.parent, os.W_OK | os.X_OK, effective_ids=True)
+
+
+def _read_legacy_names(family: Family) -> Sequence[str] | None:
+    """Return the tables of the legacy variant that exist; None: that may not be looked at."""
     try:
-        with trio.fail_after(COMMAND_TIMEOUT_S):
-            return await trio.run_process(
-                argv, stdin=text.encode(), capture_stdout=True, capture_stderr=True, check=False
-            )
-    except trio.TooSlowError:
-        raise SteeringError(f"{command} did not finish within {COMMAND_TIMEOUT_S:g} s and was ended") from None
-    except OSError as error:
-        raise SteeringError(f"{command} cannot be run: {error}") from error
+        return _LEGACY_TABLES[family].read_text().split()
+    except FileNotFoundError:
+        return ()
+    except PermissionError:
+        return None
+
+
+def _read_generation() -> int | None:
+    try:
+        return read_generation()
+    except OSError:
+        return None
+
+
+def _read_legacy(family: Family, table: str) -> bytes | None:
+    try:
+        return read_legacy_table(family, table)
+    except OSError:
+        return None
 
 
 def _failure(result: CompletedProcess[bytes], text: str = "") -> SteeringError:

@@ -14,25 +14,29 @@ from typing import NamedTuple
 from attrs import frozen
 
 from userspace_proxy.model.names import Family
+from userspace_proxy.steering.netlink import (
+    ATTRIBUTE_HEAD_BYTES,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    build_attribute,
+    build_message,
+    build_nested,
+    read_attributes,
+    read_errno,
+    read_messages,
+)
 
 _FAMILY: Mapping[Family, int] = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
-_HEADER = Struct("=IHHII")
-"""struct nlmsghdr: length, kind, flags, sequence number, port."""
 _GENERIC = Struct("=BBH")
 """struct nfgenmsg: family, version, resource."""
-_BODY = _HEADER.size + _GENERIC.size
-_ATTRIBUTE = Struct("=HH")
-"""struct nlattr: length with this head, kind."""
-_CODE = Struct("=i")
 _NUMBER = Struct("!H")
 _FLAGS = Struct("=I")
 
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
 _CT_NEW, _CT_GET, _CT_DELETE = 0x100, 0x101, 0x102
 """NFNL_SUBSYS_CTNETLINK in the upper byte, IPCTNL_MSG_CT_... in the lower one."""
-_NLA_F_NESTED, _NLA_TYPE_MASK = 0x8000, 0x3FFF
 
 _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_ID, _CTA_ZONE, _CTA_FILTER = 1, 2, 12, 18, 25
 _CTA_TUPLE_IP, _CTA_TUPLE_PROTO = 1, 2
@@ -68,7 +72,7 @@ class Entry(NamedTuple):
     @property
     def answers_from(self) -> Place:
         """Where answers come from: where rules have led the datagrams, ``destination`` itself if none did."""
-        for kind, start, stop in _attributes(self.attributes, 0, len(self.attributes)):
+        for kind, start, stop in read_attributes(self.attributes, 0, len(self.attributes)):
             if kind == _CTA_TUPLE_REPLY:
                 return _read_tuple(self.attributes, start, stop, _SOURCE)[1]
         return self.destination
@@ -84,38 +88,35 @@ class Result:
 
 def build_dump(family: Family) -> bytes:
     """Return the request for all UDP entries of a family; kernels before 5.8 answer with those of TCP, too."""
-    protocol = _attribute(_CTA_PROTO_NUM, bytes([socket.IPPROTO_UDP]))
-    matched = _nested(_CTA_TUPLE_ORIG, _nested(_CTA_TUPLE_PROTO, protocol))
-    flags = _nested(_CTA_FILTER, _attribute(_CTA_FILTER_ORIG_FLAGS, _FLAGS.pack(_CTA_FILTER_PROTO_NUM)))
-    return _request(family, _CT_GET, _NLM_F_DUMP, matched + flags)
+    protocol = build_attribute(_CTA_PROTO_NUM, bytes([socket.IPPROTO_UDP]))
+    matched = build_nested(_CTA_TUPLE_ORIG, build_nested(_CTA_TUPLE_PROTO, protocol))
+    flags = build_nested(_CTA_FILTER, build_attribute(_CTA_FILTER_ORIG_FLAGS, _FLAGS.pack(_CTA_FILTER_PROTO_NUM)))
+    return _request(family, _CT_GET, NLM_F_DUMP, matched + flags)
 
 
 def build_removal(family: Family, entry: Entry) -> bytes:
     """Return the request to remove one entry; its Result is ENOENT if it is not there any more, or is another one."""
     named = (
-        entry.attributes[start - _ATTRIBUTE.size : stop]
-        for kind, start, stop in _attributes(entry.attributes, 0, len(entry.attributes))
+        entry.attributes[start - ATTRIBUTE_HEAD_BYTES : stop]
+        for kind, start, stop in read_attributes(entry.attributes, 0, len(entry.attributes))
         if kind in (_CTA_TUPLE_ORIG, _CTA_ZONE, _CTA_ID)
     )
-    return _request(family, _CT_DELETE, _NLM_F_ACK, b"".join(one + bytes(-len(one) % 4) for one in named))
+    return _request(family, _CT_DELETE, NLM_F_ACK, b"".join(one + bytes(-len(one) % 4) for one in named))
 
 
 def read_answers(received: bytes) -> Iterator[Entry | Result]:
     """Yield what is said in one piece of what was received, in order; entries of other protocols are left out."""
-    at = 0
-    while at + _HEADER.size <= len(received):
-        length, kind, _flags, _sequence, _port = _HEADER.unpack_from(received, at)
-        if kind == _CT_NEW:
-            entry = _read_entry(received, at + _BODY, at + length)
+    for message in read_messages(received):
+        if message.kind == _CT_NEW:
+            entry = _read_entry(received, message.start + _GENERIC.size, message.stop)
             if entry is not None:
                 yield entry
-        elif kind in (_NLMSG_ERROR, _NLMSG_DONE):
-            yield Result(-_CODE.unpack_from(received, at + _HEADER.size)[0])
-        at += _aligned(max(length, _HEADER.size))
+        elif message.kind in (NLMSG_ERROR, NLMSG_DONE):
+            yield Result(read_errno(received, message))
 
 
 def _read_entry(received: bytes, at: int, end: int) -> Entry | None:
-    for kind, start, stop in _attributes(received, at, end):
+    for kind, start, stop in read_attributes(received, at, end):
         if kind == _CTA_TUPLE_ORIG:
             protocol, destination = _read_tuple(received, start, stop, _DESTINATION)
             return Entry(destination, received[at:end]) if protocol == socket.IPPROTO_UDP else None
@@ -126,13 +127,13 @@ def _read_tuple(received: bytes, at: int, end: int, which: _End) -> tuple[int, P
     """Return the protocol and one end."""
     protocol = port = 0
     address = b""
-    for outer, outer_start, outer_stop in _attributes(received, at, end):
+    for outer, outer_start, outer_stop in read_attributes(received, at, end):
         if outer == _CTA_TUPLE_IP:
-            for kind, start, stop in _attributes(received, outer_start, outer_stop):
+            for kind, start, stop in read_attributes(received, outer_start, outer_stop):
                 if kind in which.addresses:
                     address = received[start:stop]
         elif outer == _CTA_TUPLE_PROTO:
-            for kind, start, _ in _attributes(received, outer_start, outer_stop):
+            for kind, start, _ in read_attributes(received, outer_start, outer_stop):
                 if kind == _CTA_PROTO_NUM:
                     protocol = received[start]
                 elif kind == which.port:
@@ -140,27 +141,5 @@ def _read_tuple(received: bytes, at: int, end: int, which: _End) -> tuple[int, P
     return protocol, (address, port)
 
 
-def _attributes(received: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the kind of each attribute, and where its content starts and stops."""
-    while at + _ATTRIBUTE.size <= end:
-        length, kind = _ATTRIBUTE.unpack_from(received, at)
-        yield kind & _NLA_TYPE_MASK, at + _ATTRIBUTE.size, at + length
-        at += _aligned(max(length, _ATTRIBUTE.size))
-
-
 def _request(family: Family, kind: int, flags: int, attributes: bytes) -> bytes:
-    length = _BODY + len(attributes)
-    return _HEADER.pack(length, kind, _NLM_F_REQUEST | flags, 0, 0) + _GENERIC.pack(_FAMILY[family], 0, 0) + attributes
-
-
-def _attribute(kind: int, content: bytes) -> bytes:
-    length = _ATTRIBUTE.size + len(content)
-    return _ATTRIBUTE.pack(length, kind) + content + bytes(-length % 4)
-
-
-def _nested(kind: int, attributes: bytes) -> bytes:
-    return _attribute(kind | _NLA_F_NESTED, attributes)
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3
+    return build_message(kind, flags, _GENERIC.pack(_FAMILY[family], 0, 0) + attributes)

@@ -1,0 +1,1 @@
+"""Steering by local routes, without netfilter. Entry point: ``steering``."""
