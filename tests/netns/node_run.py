@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,25 @@ class NodeRun:
         *arguments: str,
         steering: str = "iptables",
         env: dict[str, str] | None = None,
+        through: Sequence[str | Path] = (),
     ) -> None:
-        """Start it with a directory that keeps its state, on the manifests there unless arguments name a source."""
+        """Start it with a directory that keeps its state, on the manifests there unless arguments name a source.
+
+        Args:
+            node: Where.
+            directory: It has the manifests as ``shop.yaml``.
+            arguments: More of them.
+            steering: Which kind.
+            env: Added to the environment.
+            through: A command that runs it.
+        """
         self._node = node
         self._manifests = directory / "shop.yaml"
         self._errors = directory / "errors"
         own = ("--state-dir", directory / "state", "--runtime-dir", directory / "run", "--steering", steering)
         with self._errors.open("w") as errors:
             source = () if "--kubeconfig" in arguments else ("--manifests", self._manifests)
-            self.process = node.start(*COMMAND, "run", *source, *own, *arguments, env=env, stderr=errors)
+            self.process = node.start(*through, *COMMAND, "run", *source, *own, *arguments, env=env, stderr=errors)
         assert self.process.stdout is not None
         self.output = ""
         while "\nready: " not in self.output:
@@ -84,11 +94,14 @@ class NodeRun:
         write_manifests(self._manifests, objects)
         wait_until(lambda: self._applied_generation > before)
 
+    def metric(self, name: str) -> int:
+        """Return a metric, summed over its labels; 0 if it is not there."""
+        metrics = self._node.run("curl", "-s", "http://127.0.0.1:10249/metrics").stdout
+        return sum(int(float(value)) for value in re.findall(rf"(?m)^{name}(?:{{.*}})? (\S+)$", metrics))
+
     @property
     def _applied_generation(self) -> int:
-        metrics = self._node.run("curl", "-s", "http://127.0.0.1:10249/metrics").stdout
-        generation = re.search(r"(?m)^userspace_proxy_applied_generation\S* (\d+)", metrics)
-        return int(generation[1]) if generation else 0
+        return self.metric("userspace_proxy_applied_generation")
 
     def terminate(self) -> int:
         """End it as SIGTERM does, and return its exit status."""

@@ -5,6 +5,9 @@ Nothing here touches the namespace that the tests run in: even links are made in
     outside eth0 ------- eth0 node vethpod -------- eth0 pod
     10.0.0.2         10.0.0.1      10.0.1.1         10.0.1.2
     fd00:0::2        fd00:0::1     fd00:1::1        fd00:1::2
+                              node vethpod2 ------- eth0 pod2
+                                   10.0.5.1         10.0.5.2
+                                   fd00:5::1        fd00:5::2
                               node calipod -------- eth0 bare_pod
                               (no IPv4; fe80::1)    10.0.2.2/32, fd00:2::2/128
 
@@ -16,16 +19,21 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+from netns.rulesets import FOREIGN_IPTABLES, FOREIGN_NFTABLES, normalise_nft, normalise_saved
 
 _PREFIX = "usp-test"
 _NUMBERS = itertools.count()
 _COMMAND_TIMEOUT_S = 30.0
+_IP = shutil.which("ip") or "ip"
+"""Whatever PATH is in the environment for a command inside."""
 
 _DIAL = """
 import socket, sys
@@ -64,16 +72,21 @@ while dialled and (rest := deadline - time.monotonic()) > 0:
         settle(client, dialled.pop(client), client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 print(json.dumps(outcomes))
 """
+# An interface has another index than its peer: were they equal, the kernel would take up to a second to see it up.
 _NODE_LINKS = """
 link set lo up
-link add eth0 type veth peer name eth0 netns {outside}
-link add vethpod type veth peer name eth0 netns {pod}
+link add eth0 index 10 type veth peer name eth0 netns {outside}
+link add vethpod index 11 type veth peer name eth0 netns {pod}
+link add vethpod2 index 12 type veth peer name eth0 netns {pod2}
 address add 10.0.0.1/24 dev eth0
 address add fd00:0::1/64 dev eth0 nodad
 address add 10.0.1.1/24 dev vethpod
 address add fd00:1::1/64 dev vethpod nodad
+address add 10.0.5.1/24 dev vethpod2
+address add fd00:5::1/64 dev vethpod2 nodad
 link set eth0 up
 link set vethpod up
+link set vethpod2 up
 route add default via 10.0.0.2
 route add default via fd00:0::2
 """
@@ -87,26 +100,11 @@ route add default via fd00:0::1
 """
 _POD_LINKS = """
 link set lo up
-address add 10.0.1.2/24 dev eth0
-address add fd00:1::2/64 dev eth0 nodad
+address add 10.0.{number}.2/24 dev eth0
+address add fd00:{number}::2/64 dev eth0 nodad
 link set eth0 up
-route add default via 10.0.1.1
-route add default via fd00:1::1
-"""
-_FOREIGN_RULES = """
-*filter
-:KUBE-FIREWALL - [0:0]
--A INPUT -m comment --comment "kubernetes node firewall" -j KUBE-FIREWALL
--A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP
-COMMIT
-*nat
-:KUBE-SERVICES - [0:0]
-:KUBE-SVC-OTHER - [0:0]
--A PREROUTING -m comment --comment "not ours: -j USP-REDIRECT" -j KUBE-SERVICES
--A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
--A KUBE-SERVICES -d {other} -p tcp -m tcp --dport 80 -j KUBE-SVC-OTHER
--A KUBE-SVC-OTHER -p tcp -j DNAT --to-destination {pod}
-COMMIT
+route add default via 10.0.{number}.1
+route add default via fd00:{number}::1
 """
 
 
@@ -211,33 +209,37 @@ class Namespace:
         _ip("netns", "delete", self.name)
 
     def _inside(self, argv: Sequence[str | Path]) -> list[str]:
-        return ["ip", "netns", "exec", self.name, *map(str, argv)]
+        return [_IP, "netns", "exec", self.name, *map(str, argv)]
 
 
 class Node(Namespace):
-    """A node with a pod, a bare pod and a host outside (see the top of this file)."""
+    """A node with two pods, a bare pod and a host outside (see the top of this file)."""
 
-    def __init__(self, pod: Namespace, bare_pod: Namespace, outside: Namespace) -> None:
+    def __init__(self, pod: Namespace, pod2: Namespace, bare_pod: Namespace, outside: Namespace) -> None:
         super().__init__("node")
         self.pod = pod
         """Its host end has addresses."""
+        self.pod2 = pod2
+        """As ``pod``."""
         self.bare_pod = bare_pod
         """Its host end has no IPv4 address and only a link-local IPv6 address."""
         self.outside = outside
         """A host on the node's network, and the node's default gateway."""
+        self._indexes = itertools.count(20)
 
     def connect(self) -> None:
         """Make all links."""
         self.set_sysctl("net/ipv4/ip_forward", 1)  # without it the kernel answers no ARP for others
         self.set_sysctl("net/ipv6/conf/all/forwarding", 1)
-        self.ip(_NODE_LINKS.format(outside=self.outside.name, pod=self.pod.name))
+        self.ip(_NODE_LINKS.format(outside=self.outside.name, pod=self.pod.name, pod2=self.pod2.name))
         self.outside.ip(_OUTSIDE_LINKS)
-        self.pod.ip(_POD_LINKS)
+        self.pod.ip(_POD_LINKS.format(number=1))
+        self.pod2.ip(_POD_LINKS.format(number=5))
         self.add_bare_link("calipod", self.bare_pod, "10.0.2.2", "fd00:2::2")
 
     def add_bare_link(self, interface: str, pod: Namespace, ipv4: str, ipv6: str) -> None:
         """Connect a pod by an interface of the node that has no IPv4 address."""
-        self.ip(f"link add {interface} type veth peer name eth0 netns {pod.name}")
+        self.ip(f"link add {interface} index {next(self._indexes)} type veth peer name eth0 netns {pod.name}")
         self.set_sysctl(f"net/ipv4/conf/{interface}/proxy_arp", 1)
         self.set_sysctl(f"net/ipv4/neigh/{interface}/proxy_delay", 0)  # else it answers after up to 0.8 s
         self.ip(
@@ -267,11 +269,19 @@ class Node(Namespace):
             ("iptables", "10.96.0.99/32", "10.0.1.2:8080"),
             ("ip6tables", "fd00:96::63/128", "[fd00:1::2]:8080"),
         ):
-            self.run(f"{command}-{variant}-restore", "--noflush", text=_FOREIGN_RULES.format(other=other, pod=pod))
+            self.run(f"{command}-{variant}-restore", "--noflush", text=FOREIGN_IPTABLES.format(other=other, pod=pod))
+
+    def add_foreign_tables(self) -> None:
+        """Add tables of nftables of another proxy, which are to be left alone."""
+        ipv4 = {"family": "ip", "type": "ipv4_addr", "other": "10.96.0.99", "pod": "10.0.1.2:8080"}
+        ipv6 = {"family": "ip6", "type": "ipv6_addr", "other": "fd00:96::63", "pod": "[fd00:1::2]:8080"}
+        text = FOREIGN_NFTABLES.format(**ipv4) + FOREIGN_NFTABLES.format(**ipv6)
+        self.run("nft", "-f", "-", text=text)
 
     def client(self, role: str) -> Namespace:
-        """Return who dials: ``node``, ``pod``, ``bare pod`` or ``outside``."""
-        return {"node": self, "pod": self.pod, "bare pod": self.bare_pod, "outside": self.outside}[role]
+        """Return who dials: ``node``, ``pod``, ``pod2``, ``bare pod`` or ``outside``."""
+        clients = {"pod": self.pod, "pod2": self.pod2, "bare pod": self.bare_pod, "outside": self.outside}
+        return self if role == "node" else clients[role]
 
     def ruleset(self) -> list[str]:
         """Return all netfilter rules of the node, normalised: equal lists say that the ruleset is the same.
@@ -283,9 +293,17 @@ class Node(Namespace):
         for command in ("iptables", "ip6tables"):
             for variant in ("nft", "legacy"):
                 saved = self.run(f"{command}-{variant}-save").stdout
-                lines += [f"{command}-{variant} {line}" for line in _normalise_saved(saved)]
-        listed = json.loads(self.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
-        return lines + _normalise_nft(listed)
+                lines += [f"{command}-{variant} {line}" for line in normalise_saved(saved)]
+        return lines + normalise_nft(self.run("nft", "-j", "list", "ruleset").stdout)
+
+    def routes(self) -> list[str]:
+        """Return all routes, rules for routes, and addresses of the node; equal lists say that they are the same."""
+        asked = [(family, *what) for family in ("-4", "-6") for what in (("route", "show", "table", "all"), ("rule",))]
+        return sorted(
+            " ".join([*what, *line.replace("linkdown", "").split()])
+            for what in (*asked, ("-o", "address"))
+            for line in self.run("ip", *what).stdout.splitlines()
+        )
 
     def legacy_tables(self) -> str:
         """Return the names of the iptables-legacy tables that exist, of both families."""
@@ -296,7 +314,7 @@ class Node(Namespace):
 def open_node() -> Iterator[Node]:
     """Make a node and all around it; all of it is deleted at the end."""
     with contextlib.ExitStack() as stack:
-        around = [stack.enter_context(open_namespace(role)) for role in ("pod", "bare", "outside")]
+        around = [stack.enter_context(open_namespace(role)) for role in ("pod", "pod2", "bare", "outside")]
         node = Node(*around)
         stack.callback(node.close)
         node.connect()
@@ -333,35 +351,3 @@ def _ip(*arguments: str) -> str:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def _normalise_saved(saved: str) -> Iterator[str]:
-    """Yield the lines of iptables-save that count, each with its table."""
-    for text in re.split(r"^(?=\*)", saved, flags=re.MULTILINE)[1:]:
-        table, *lines = text.splitlines()
-        for line in lines:
-            if line.startswith(":"):
-                name, policy, _counters = line[1:].split()
-                if policy != "ACCEPT" or any(other.startswith(f"-A {name} ") for other in lines):
-                    yield f"{table} :{name} {policy}"
-            elif line.startswith("-"):
-                yield f"{table} {line}"
-
-
-def _normalise_nft(listed: list[dict[str, Any]]) -> list[str]:
-    """Return the objects of nft's JSON that count."""
-    ruled = {(rule["family"], rule["table"], rule["chain"]) for entry in listed if (rule := entry.get("rule"))}
-    kept: list[dict[str, Any]] = []
-    for entry in listed:
-        ((kind, content),) = entry.items()
-        content.pop("handle", None)
-        content.pop("comment", None)
-        is_idle_base = content.get("policy") == "accept" and (
-            (content["family"], content["table"], content["name"]) not in ruled
-        )
-        if kind not in ("metainfo", "table") and not (kind == "chain" and is_idle_base):
-            kept.append(entry)
-    used = {(content["family"], content["table"]) for entry in kept for content in entry.values()}
-    kept += [entry for entry in listed if (table := entry.get("table")) and (table["family"], table["name"]) in used]
-    counters = re.compile(r'"(packets|bytes)": \d+')
-    return [counters.sub("", json.dumps(entry, sort_keys=True)) for entry in kept]

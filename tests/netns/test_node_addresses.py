@@ -27,6 +27,7 @@ def test_addresses_are_all_found_with_their_interfaces(node: Node) -> None:
         "eth0=10.0.0.1",
         "vethpod=10.0.1.1",
         *(f"vethpod=10.0.1.{host}" for host in range(10, 50)),
+        "vethpod2=10.0.5.1",
     ]
     assert {"10.0.0.1", "10.0.1.49", "fd00::1", "fd00:1::1", "fe80::1", "::1"} < set(local.split())
 

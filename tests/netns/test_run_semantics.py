@@ -18,49 +18,22 @@ from typing import Any
 import pytest
 from apiserver.cluster import node_manifest
 from attrs import field, frozen
+from netns.dials import Answers, Dial, dial_each
+from netns.dual_stack import FAMILIES, PROTOCOLS, READY, At, dual_stack_slices, service_with_all_addresses
+from netns.kinds import KINDS, RULE_KINDS
 from netns.node_run import NodeRun, start_backend
 from netns.nodes import Node, open_node
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 HERE, ELSEWHERE, BOTH = frozenset({"pod"}), frozenset({"outside"}), frozenset({"pod", "outside"})
-REFUSED, DROPPED = frozenset({"ConnectionRefusedError"}), frozenset({"TimeoutError"})
+REFUSED, RESET, DROPPED = (frozenset({f"{what}Error"}) for what in ("ConnectionRefused", "ConnectionReset", "Timeout"))
 DIALS = 2
-"""Of each address by each client, one after the other: as many as it takes to see two Backends in turn."""
+"""Of each address by each client: as many as it takes to see two Backends in turn."""
 INSIDERS, OUTSIDERS = ("node", "pod"), ("bare pod", "outside")
 PLACES = {"n1": ("10.0.1.2", "fd00:1::2"), "n2": ("10.0.0.2", "fd00::2")}
 """Where endpoints are, by node, in the order of FAMILIES."""
 CLIENTS = (*INSIDERS, *OUTSIDERS)
-FAMILIES = ("IPv4", "IPv6")
-PROTOCOLS = ("TCP", "UDP")
-
-# Dials lists of addresses given as JSON, all lists at once and each in its order; prints what came of each dial.
-_DIAL_ALL = """
-import json, socket, sys
-from concurrent.futures import ThreadPoolExecutor
-
-def dial(protocol, address, port):
-    try:
-        if protocol == "UDP":
-            with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as client:
-                client.settimeout(2)
-                client.connect((address, port))
-                client.send(b"")
-                return client.recv(65535).decode()
-        with socket.create_connection((address, port), timeout=2) as client:
-            with client.makefile() as stream:
-                return stream.read()
-    except OSError as error:
-        return type(error).__name__
-
-def dial_each(targets):
-    return [dial(*target) for target in targets]
-
-lists = json.load(sys.stdin)
-with ThreadPoolExecutor(len(lists)) as pool:
-    print(json.dumps(list(pool.map(dial_each, lists))))
-"""
-
 
 # Creates the objects given as JSON with the credentials of a kubeconfig, their status by its own path.
 _CREATE = """
@@ -90,7 +63,6 @@ class Kind(StrEnum):
 
 
 EXTERNAL = (Kind.EXTERNAL_IP, Kind.LOAD_BALANCER, Kind.NODE_PORT)
-READY = {"ready": True, "serving": True, "terminating": False}
 TERMINATING = {"ready": False, "serving": True, "terminating": True}
 BROKEN = {"ready": False, "serving": False, "terminating": False}
 HERE_READY, HERE_TERMINATING = ("n1", READY), ("n1", TERMINATING)
@@ -179,56 +151,37 @@ def port(case: Case, kind: Kind) -> int:
     return 30100 + NUMBERS[case.name] if kind is Kind.NODE_PORT else 80
 
 
+def dial(case: Case, kind: Kind, family: str, protocol: str) -> Dial:
+    """Return what a client does to reach a Service."""
+    return Dial(protocol, address(case, kind, family), port(case, kind))
+
+
 def objects(case: Case) -> Iterator[dict[str, Any]]:
     """Yield the Service of a case and its EndpointSlices, as the API has them."""
-    cluster_ips = [address(case, Kind.CLUSTER_IP, family) for family in FAMILIES]
-    yield {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": case.name, "namespace": "shop"},
-        "spec": {
-            "type": "LoadBalancer",
-            "clusterIP": cluster_ips[0],
-            "clusterIPs": cluster_ips,
-            "ipFamilies": list(FAMILIES),
-            "ipFamilyPolicy": "RequireDualStack",
-            "externalIPs": [address(case, Kind.EXTERNAL_IP, family) for family in FAMILIES],
-            "ports": [
-                {"name": protocol.lower(), "protocol": protocol, "port": 80, "nodePort": port(case, Kind.NODE_PORT)}
-                for protocol in PROTOCOLS
-            ],
-            **case.spec,
-        },
-        "status": {
-            "loadBalancer": {
-                "ingress": [{"ip": address(case, Kind.LOAD_BALANCER, family), "ipMode": "VIP"} for family in FAMILIES]
-            }
-        },
-    }
-    for number, family in enumerate(FAMILIES):
-        yield {
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": f"{case.name}-{family.lower()}",
-                "namespace": "shop",
-                "labels": {"kubernetes.io/service-name": case.name},
-            },
-            "addressType": family,
-            "ports": [{"name": protocol.lower(), "protocol": protocol, "port": 8080} for protocol in PROTOCOLS],
-            "endpoints": [
-                {"addresses": [PLACES[node][number]], "nodeName": node, "conditions": conditions}
-                for node, conditions in case.endpoints
-            ],
-        }
+    yield service_with_all_addresses(
+        case.name,
+        cluster_ips=[address(case, Kind.CLUSTER_IP, family) for family in FAMILIES],
+        external_ips=[address(case, Kind.EXTERNAL_IP, family) for family in FAMILIES],
+        load_balancer_ips=[address(case, Kind.LOAD_BALANCER, family) for family in FAMILIES],
+        node_port=port(case, Kind.NODE_PORT),
+        spec=case.spec,
+    )
+    yield from dual_stack_slices(case.name, [At(node, PLACES[node], conditions) for node, conditions in case.endpoints])
 
 
-Found = Mapping[tuple[str, str, Kind, str, str], frozenset[str]]
-"""What answered, by client, case, kind of address, family and protocol."""
+@frozen
+class Observed:
+    """What answered clients on a node that is served by one kind of steering."""
+
+    drops: bool
+    """Whether that kind can keep packets from a Listener; else a Listener turns clients away."""
+    answers: Answers
 
 
-@pytest.fixture(scope="module")
-def found(namespaces: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
+@pytest.fixture(scope="module", params=["iptables-nft", "nftables", "local-route"])
+def observed(
+    namespaces: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Observed]:
     """Serve all cases on a node, and have every client dial everything."""
     directory = tmp_path_factory.mktemp("semantics")
     with open_node() as node:
@@ -238,11 +191,14 @@ def found(namespaces: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         node.allow_all_icmp()
         for backend in (*PLACES["n1"], *PLACES["n2"]):
             node.dial(backend, 8080)  # so that the neighbours are known, and no first dial takes long for it
-        identity = ("--hostname-override", "n1", "--cluster-cidr", "10.0.1.0/24,fd00:1::/64")
-        run = NodeRun(node, directory, "--kubeconfig", str(kubeconfig), *identity)
-        yield {key: answers for client in CLIENTS for key, answers in dial_all(node, client)}
+        before = node.routes()
+        options = ("--hostname-override", "n1", "--cluster-cidr", "10.0.1.0/24,fd00:1::/64", "--drain-timeout", "0")
+        steering = KINDS[request.param].steering
+        run = NodeRun(node, directory, "--kubeconfig", str(kubeconfig), *options, steering=steering)
+        yield observe(node, drops=request.param in RULE_KINDS)
         assert run.terminate() == 0
         assert node.ruleset() == []
+        assert node.routes() == before
 
 
 def start_api_server(node: Node, directory: Path) -> Path:
@@ -259,26 +215,49 @@ def start_api_server(node: Node, directory: Path) -> Path:
     return kubeconfig
 
 
-def dial_all(node: Node, client: str) -> Iterator[tuple[tuple[str, str, Kind, str, str], frozenset[str]]]:
-    """Yield what a client finds at each address of each case."""
-    services = list(product(CASES, FAMILIES, PROTOCOLS))
-    places = [
-        [(protocol, address(case, kind, family), port(case, kind)) for kind in Kind for _ in range(DIALS)]
-        for case, family, protocol in services
-    ]
-    done = node.client(client).run(sys.executable, "-I", "-S", "-c", _DIAL_ALL, text=json.dumps(places))
-    for (case, family, protocol), answers in zip(services, json.loads(done.stdout), strict=True):
-        for number, kind in enumerate(Kind):
-            yield (client, case.name, kind, family, protocol), frozenset(answers[number * DIALS : (number + 1) * DIALS])
+def observe(node: Node, *, drops: bool) -> Observed:
+    """Have all clients dial everything.
+
+    Those who should be answered at one kind of address come one after the other, so that each sees Backends in turn;
+    all others wait at the same time.
+    """
+    answers: dict[tuple[str, Dial], frozenset[str]] = {}
+    silent: dict[str, list[Dial]] = {client: [] for client in CLIENTS}
+    for client, kind in product(CLIENTS, Kind):
+        answered: list[Dial] = []
+        for case, family, protocol in product(CASES, FAMILIES, PROTOCOLS):
+            dropped = expected(case, client, kind, protocol, drops=drops) == DROPPED
+            (silent[client] if dropped else answered).append(dial(case, kind, family, protocol))
+        answers.update(dial_each(node, {client: answered}, times=DIALS))
+    return Observed(drops, {**answers, **dial_each(node, silent)})
+
+
+def expected(case: Case, client: str, kind: Kind, protocol: str, *, drops: bool) -> frozenset[str]:
+    """Return what a client is to find: without rules a Listener has to turn away those who should be dropped.
+
+    It takes a connection before it can reset it; one that is there for nobody refuses all.
+    """
+    answers = case.expected(client, kind)
+    if answers != DROPPED or drops:
+        return answers
+    if all(case.expected(each, kind) == DROPPED for each in CLIENTS):
+        return REFUSED
+    return RESET if protocol == "TCP" else DROPPED
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_clients_reach_what_the_policies_say(found: Found, case: Case, family: str, protocol: str) -> None:
-    """The same endpoints as with kube-proxy, and the same two ways of being turned away."""
-    expected = {(client, kind): case.expected(client, kind) for client in CLIENTS for kind in Kind}
-    answered = {(client, kind): found[client, case.name, kind, family, protocol] for client in CLIENTS for kind in Kind}
-    assert {key: sorted(answers) for key, answers in answered.items()} == {
-        key: sorted(answers) for key, answers in expected.items()
+def test_clients_reach_what_the_policies_say(observed: Observed, case: Case, family: str, protocol: str) -> None:
+    """The same endpoints as with kube-proxy, and the same two ways of being turned away, as far as there are rules."""
+    drops, answers = observed.drops, observed.answers
+    both = {
+        (client, kind): (
+            expected(case, client, kind, protocol, drops=drops),
+            answers[client, dial(case, kind, family, protocol)],
+        )
+        for client, kind in product(CLIENTS, Kind)
+    }
+    assert {key: sorted(answered) for key, (_, answered) in both.items()} == {
+        key: sorted(wanted) for key, (wanted, _) in both.items()
     }
