@@ -6,6 +6,8 @@ It writes a kubeconfig, prints one line when it listens, and then does what the 
 that ends. Each line is a JSON object with ``do``, each answer one line of JSON with times of the monotonic clock:
 
     {"do": "set", "service": 7, "generation": 1}         changes one EndpointSlice -> {"at_s": ..., "sent_s": ...}
+    {"do": "empty", "service": 7}                        takes all its endpoints   -> {"at_s": ..., "sent_s": ...}
+    {"do": "add", "service": 10000}                      makes one Service more    -> {"at_s": ..., "sent_s": ...}
     {"do": "churn", "rate": 1000, "seconds": 30}         changes random ones, evenly spread -> {"at_s": ...}
     {"do": "requests"}                                   what was asked so far              -> [{"at_s": ...}, ...]
 """
@@ -27,8 +29,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from apiserver.access import ADMIN_TOKEN, PROXY_TOKEN  # noqa: E402
 from apiserver.certificates import make_certificates  # noqa: E402
 from apiserver.double import ApiServer  # noqa: E402
-from apiserver.resources import ENDPOINT_SLICES  # noqa: E402
-from apiserver.scale import endpoint_slice, load, slice_key  # noqa: E402
+from apiserver.resources import ENDPOINT_SLICES, SERVICES  # noqa: E402
+from apiserver.scale import endpoint_slice, load, service, service_key, slice_key  # noqa: E402
 from apiserver.store import Store  # noqa: E402
 
 STEP_S = 0.005
@@ -54,6 +56,12 @@ class Commands:
             case {"do": "set", "service": number, "generation": generation}:
                 at_s = self._server.in_thread(lambda store: self._set(store, number, generation))
                 return {"at_s": at_s, "sent_s": self._wait_sent(at_s)}
+            case {"do": "empty", "service": number}:
+                at_s = self._server.in_thread(lambda store: _put_slice(store, number, 0, 0))
+                return {"at_s": at_s, "sent_s": self._wait_sent(at_s)}
+            case {"do": "add", "service": number}:
+                at_s = self._server.in_thread(lambda store: self._add(store, number))
+                return {"at_s": at_s, "sent_s": self._wait_sent(at_s)}
             case {"do": "churn", "rate": rate, "seconds": seconds}:
                 return self._churn(rate, seconds)
             case {"do": "requests"}:
@@ -65,10 +73,13 @@ class Commands:
                 return {"error": "unknown command"}
 
     def _set(self, store: Store, number: int, generation: int) -> float:
-        content = endpoint_slice(number, self._endpoints, generation)
         self._generations[number] = generation
+        return _put_slice(store, number, self._endpoints, generation)
+
+    def _add(self, store: Store, number: int) -> float:
         at_s = time.monotonic()
-        store.collection(ENDPOINT_SLICES.plural).put(slice_key(number), content)
+        store.collection(SERVICES.plural).put(service_key(number), service(number))
+        _put_slice(store, number, self._endpoints, 0)
         return at_s
 
     def _wait_sent(self, at_s: float) -> float | None:
@@ -100,6 +111,13 @@ class Commands:
         at_s = self._server.in_thread(lambda store: self._set(store, 0, self._generations[0] + 1))
         took_s = at_s - begin
         return {"at_s": at_s, "late_s": late_s, "made": made, "took_s": took_s, "generation": self._generations[0]}
+
+
+def _put_slice(store: Store, number: int, endpoints: int, generation: int) -> float:
+    content = endpoint_slice(number, endpoints, generation)
+    at_s = time.monotonic()
+    store.collection(ENDPOINT_SLICES.plural).put(slice_key(number), content)
+    return at_s
 
 
 def pause(seconds: float) -> None:

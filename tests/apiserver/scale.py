@@ -1,6 +1,6 @@
 """Many Services with their EndpointSlices, as large as controllers write them, and changes of them.
 
-Entry points: ``load``, ``endpoint_slice``, ``slice_key``, ``cluster_ip``.
+Entry points: ``load``, ``service``, ``service_key``, ``endpoint_slice``, ``slice_key``, ``cluster_ip``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,6 +28,11 @@ def cluster_ip(number: int) -> str:
     return str(CLUSTER_IPS + number)
 
 
+def service_key(number: int) -> Key:
+    """Return the name of a Service."""
+    return Key(NAMESPACE, f"web-{number:05d}")
+
+
 def slice_key(number: int) -> Key:
     """Return the name of the EndpointSlice of a Service."""
     return Key(NAMESPACE, f"web-{number:05d}-abcde")
@@ -36,9 +41,7 @@ def slice_key(number: int) -> Key:
 def load(store: Store, services: int, endpoints: int) -> None:
     """Fill a store, as if all had been there for long."""
     store.collection(NAMESPACES.plural).load([(Key("", NAMESPACE), {"metadata": {"name": NAMESPACE}})])
-    store.collection(SERVICES.plural).load(
-        (Key(NAMESPACE, f"web-{number:05d}"), service(number)) for number in range(services)
-    )
+    store.collection(SERVICES.plural).load((service_key(number), service(number)) for number in range(services))
     store.collection(ENDPOINT_SLICES.plural).load(
         (slice_key(number), endpoint_slice(number, endpoints, 0)) for number in range(services)
     )
@@ -46,7 +49,7 @@ def load(store: Store, services: int, endpoints: int) -> None:
 
 def service(number: int) -> Mapping[str, Any]:
     """Return a ClusterIP Service."""
-    name = f"web-{number:05d}"
+    name = service_key(number).name
     return {
         "metadata": {
             "name": name,
@@ -74,7 +77,7 @@ def service(number: int) -> Mapping[str, Any]:
 
 def endpoint_slice(number: int, endpoints: int, generation: int) -> Mapping[str, Any]:
     """Return the EndpointSlice of a Service; its endpoints are in the pod network that the generation says."""
-    name = f"web-{number:05d}"
+    name = service_key(number).name
     return {
         "metadata": {
             "name": slice_key(number).name,

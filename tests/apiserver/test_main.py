@@ -36,9 +36,15 @@ def test_program_serves_many_services_and_does_what_it_is_told(tmp_path: Path) -
             tell(do="set", service=7, generation=1)
             done = tell(do="churn", rate=1000, seconds=0.1)
             after = client.request("GET", ENDPOINT_SLICES.path("scale"))
+            tell(do="empty", service=3)
+            tell(do="add", service=20)
+            added = client.request("GET", SERVICES.path("scale"))["items"]
+            slices = client.request("GET", ENDPOINT_SLICES.path("scale"))["items"]
         assert [len(services), len(before["items"]), len(before["items"][0]["endpoints"])] == [20, 20, 3]
         versions = [int(one["metadata"]["resourceVersion"]) for one in (before, after)]
         assert versions[1] - versions[0] == 102
+        assert [one["metadata"]["name"] for one in added[20:]] == ["web-00020"]
+        assert [len(slices[number]["endpoints"]) for number in (2, 3, 20)] == [3, 0, 3]
         assert (done["made"], done["generation"]) == (100, 1)
         assert tell(do="requests")[0]["kind"] == "list"
         process.stdin.close()

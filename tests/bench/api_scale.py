@@ -27,7 +27,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def serve_addresses(listening: socket.socket) -> None:
         except OSError:
             return
         accepted_s = time.monotonic()
-        with client:
+        with client, suppress(OSError):  # it may have been broken before we looked
             client.sendall(f"{client.getsockname()[0]} {accepted_s}".encode())
 
 
@@ -115,8 +115,11 @@ def reached(service: int) -> tuple[int | None, float]:
     return POD_NETWORKS.get(address[:7]), float(accepted_s or "nan")
 
 
-def wait_in_force(service: int, generation: int) -> float:
-    """Wait until a new connection ends in a pod network; return when it did, by the monotonic clock."""
+def wait_in_force(service: int, generation: int | None) -> float:
+    """Wait until a new connection ends in a pod network; return when it did, by the monotonic clock.
+
+    Without a generation: wait until none is served; there is no time then.
+    """
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         found, accepted_s = reached(service)
