@@ -104,8 +104,8 @@ class FakeSteering(Steering):
     async def apply(self, changed: Mapping[NamespacedName, ServiceSteering], surroundings: Surroundings) -> None:
         """Note it, or fail."""
         assert self.listeners is not None
-        self._services |= changed
-        services = [self._services[name] for name in sorted(self._services)]
+        after = {**self._services, **changed}
+        services = [after[name] for name in sorted(after)]
         placements = [placement for service in services for placement in service.placements]
         self.changed.append({str(name) for name in changed})
         self.applied.append([str(placement.frontend) for placement in placements])
@@ -118,6 +118,7 @@ class FakeSteering(Steering):
             await self.held.wait()
         self._strike("apply")
         self._fail()
+        self._services = after  # not before: it is to be asked again for what has failed
 
     async def refresh(self) -> None:
         """Note it, or fail."""
