@@ -1,4 +1,4 @@
-"""Runs commands of the node that steering needs. Knows none of them. Entry point: ``run_command``."""
+"""Runs commands of the node that steering needs, and knows none of them. Entry point: ``run_command``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,8 @@ import trio
 
 from userspace_proxy.errors import SteeringError
 
+NOT_PERMITTED = "not permitted (needs NET_ADMIN)"
+"""What is to be said where rules or routes may not be changed, whichever way they are."""
 COMMAND_TIMEOUT_S = 20.0
 """After this long a command is killed. Arbitrary: 10,000 rules take well below 1 s, iptables waits 5 s for its lock."""
 
@@ -35,3 +37,8 @@ async def run_command(argv: list[str], text: str = "", env: Mapping[str, str] | 
         raise SteeringError(f"{name} did not finish within {COMMAND_TIMEOUT_S:g} s and was ended") from None
     except OSError as error:
         raise SteeringError(f"{name} cannot be run: {error}") from error
+
+
+def decode_output(output: bytes) -> str:
+    """Return what a command has printed; what is no text in it does no harm."""
+    return output.decode(errors="replace")

@@ -17,7 +17,7 @@ from attrs import evolve, frozen
 
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import Family
-from userspace_proxy.steering.command import run_command
+from userspace_proxy.steering.command import NOT_PERMITTED, decode_output, run_command
 from userspace_proxy.steering.iptables.filter import build_filter_probe
 from userspace_proxy.steering.iptables.nat import build_nat_probe
 from userspace_proxy.steering.iptables.rules import OwnRules, is_in_use, parse_saved, remove_text
@@ -34,7 +34,6 @@ _LEGACY_TABLES = {Family.IPV4: Path("/proc/net/ip_tables_names"), Family.IPV6: P
 _NOISE = re.compile(r"^(# Warning: .*|Try `.*|Error occurred at line: \d+)$", re.MULTILINE)
 _SPEAKER = re.compile(r"^(\S*tables\S* v\S+ \((nf_tables|legacy)\): *)?(\S*tables\S*: )?")
 _LINE = re.compile(r"\bline:? (\d+)\b")
-_NOT_PERMITTED = "not permitted (needs NET_ADMIN)"
 _NOT_PERMITTED_TEXT = re.compile(r"you must be root|Operation not permitted|proc/net/\S+: Permission denied")
 _ABSENT = re.compile(r"not supported|Table does not exist|rule set generation id: Invalid argument")
 """What the commands say of a kernel without nf_tables, ip_tables or IPv6."""
@@ -94,9 +93,9 @@ class Tool:
         """
         arguments = [] if table is None else ["-t", table]
         result = await _run([self.save_path, *arguments], lock_path=self.lock_path)
-        if result.returncode != 0 and not _ABSENT.search(_text(result.stderr)):
+        if result.returncode != 0 and not _ABSENT.search(decode_output(result.stderr)):
             raise _failure(result)
-        return _text(result.stdout)
+        return decode_output(result.stdout)
 
     async def restore(self, text: str) -> None:
         """Change the rules as ``text`` says, all of one table or nothing; chains not named in it stay as they are.
@@ -180,7 +179,7 @@ async def choose_tool(family: Family, runtime_dir: Path) -> Tool:
             await _probe(tool, "nat", build_nat_probe(tool.family, os.getpid()))
         except SteeringError as error:
             reasons.append(str(error))
-            if str(error) == _NOT_PERMITTED:  # all variants need the same right
+            if str(error) == NOT_PERMITTED:  # all variants need the same right
                 break
         else:
             return tool
@@ -279,9 +278,9 @@ def _failure(result: CompletedProcess[bytes], text: str = "") -> SteeringError:
         result: The command's end.
         text: Its input, to be quoted from.
     """
-    stderr = _text(result.stderr)
+    stderr = decode_output(result.stderr)
     if _NOT_PERMITTED_TEXT.search(stderr):
-        return SteeringError(_NOT_PERMITTED)
+        return SteeringError(NOT_PERMITTED)
     lines = (_SPEAKER.sub("", line.strip()).strip() for line in _NOISE.sub("", stderr).splitlines())
     said = "; ".join(line for line in lines if line) or f"exit status {result.returncode}"
     line = _LINE.search(stderr)
@@ -289,10 +288,6 @@ def _failure(result: CompletedProcess[bytes], text: str = "") -> SteeringError:
     if line is not None and 1 < int(line[1]) <= len(rules):  # the first one names the table
         said = f"{said}: {rules[int(line[1]) - 1]}"
     return SteeringError(f"{Path(result.args[0]).name}: {said}")
-
-
-def _text(output: bytes) -> str:
-    return output.decode(errors="replace")
 
 
 def _command(family: Family, variant: Variant) -> str:

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import Family, IPAddress
+from userspace_proxy.steering.command import NOT_PERMITTED
 from userspace_proxy.steering.local_route.route_messages import build_addition, build_removal, prefix_of
 from userspace_proxy.steering.local_route.route_socket import RouteSocket
 from userspace_proxy.steering.node_state import is_interface_up
@@ -68,7 +69,7 @@ def _change(requests: RouteSocket, request: bytes) -> None:
 def _reason(family: Family, error: OSError) -> str:
     match error.errno:
         case errno.EPERM:
-            return "not permitted (needs NET_ADMIN)"
+            return NOT_PERMITTED
         case errno.EAFNOSUPPORT | errno.EOPNOTSUPP:
             return f"this kernel has no {family}"
         case errno.EACCES:

@@ -14,10 +14,11 @@ from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.names import Family, IPAddress, NamespacedName, Protocol, ServicePortName
 from userspace_proxy.plan.state import Frontend, FrontendKind, Route, SteeringRule, Verdict
 from userspace_proxy.steering.base import Surroundings
+from userspace_proxy.steering.command import NOT_PERMITTED
 from userspace_proxy.steering.nftables.content import Content
 from userspace_proxy.steering.nftables.rules import Table
 from userspace_proxy.steering.nftables.text import write_all, write_removal
-from userspace_proxy.steering.nftables.tool import NOT_PERMITTED, NftTool
+from userspace_proxy.steering.nftables.tool import NftTool
 from userspace_proxy.steering.rule_steering import Conditions, PortRule, ServiceRules
 
 PROBE_PREFIX = "userspace-proxy-probe-"

@@ -11,10 +11,8 @@ import trio
 from attrs import frozen
 
 from userspace_proxy.errors import SteeringError
-from userspace_proxy.steering.command import run_command
+from userspace_proxy.steering.command import NOT_PERMITTED, decode_output, run_command
 from userspace_proxy.steering.nftables.listing import Listed, parse_drop_policies, parse_table, parse_tables
-
-NOT_PERMITTED = "not permitted (needs NET_ADMIN)"
 
 _NOT_PERMITTED_TEXT = re.compile(r"Operation not permitted|must be root")
 _ABSENT_KERNEL = re.compile(r"cache initialization failed: (Invalid argument|Protocol not supported|Not supported)")
@@ -50,7 +48,7 @@ class NftTool:
         result = await self._run("-f", "-", text="".join(statements))
         if result.returncode == 0:
             return 1
-        if len(statements) == 1 or _TOO_LONG not in _text(result.stderr):
+        if len(statements) == 1 or _TOO_LONG not in decode_output(result.stderr):
             raise _failure(result, "".join(statements))
         for statement in statements:
             await self.change([statement])
@@ -66,7 +64,7 @@ class NftTool:
             SteeringError: it cannot be read; one clause says why.
         """
         result = await self._run("-j", "-n", "list", "table", *path.split())
-        if result.returncode != 0 and _ABSENT in _text(result.stderr):
+        if result.returncode != 0 and _ABSENT in decode_output(result.stderr):
             return None
         return await trio.to_thread.run_sync(_parse, result, parse_table)  # it takes 0.1 s for 10,000 elements
 
@@ -77,7 +75,7 @@ class NftTool:
             SteeringError: they cannot be read; one clause says why.
         """
         result = await self._run("-j", "-n", "list", "tables")
-        return () if _ABSENT_KERNEL.search(_text(result.stderr)) else _parse(result, parse_tables)
+        return () if _ABSENT_KERNEL.search(decode_output(result.stderr)) else _parse(result, parse_tables)
 
     async def list_drop_policies(self) -> tuple[tuple[str, str], ...]:
         """Return family and name of the tables that drop what no rule of theirs accepts, of what comes to this node.
@@ -119,7 +117,7 @@ def _failure(result: CompletedProcess[bytes], text: str = "") -> SteeringError:
         result: The command's end.
         text: Its input, to be quoted from.
     """
-    stderr = _text(result.stderr)
+    stderr = decode_output(result.stderr)
     if _NOT_PERMITTED_TEXT.search(stderr):
         return SteeringError(NOT_PERMITTED)
     if _ABSENT_KERNEL.search(stderr):
@@ -134,7 +132,3 @@ def _failure(result: CompletedProcess[bytes], text: str = "") -> SteeringError:
     if len(quoted) > _QUOTED_CHARACTERS:
         quoted = f"{quoted[:_QUOTED_CHARACTERS]}..."
     return SteeringError(f"nft: {complaint['said']}: {quoted}")
-
-
-def _text(output: bytes) -> str:
-    return output.decode(errors="replace")
