@@ -8,9 +8,13 @@ Pure: the time is an argument. Source: Kubernetes API, ``ServiceSpec.sessionAffi
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 
 from userspace_proxy.plan.state import Backend
+
+Record = tuple[str, float, Backend]
+"""The address of a client, when it was given its Backend (seconds on the caller's clock), and the Backend."""
 
 MAX_CLIENTS = 65536
 """Clients remembered for one ServicePort. Arbitrary: more than one node sees of one Service in the default three hours,
@@ -53,4 +57,32 @@ class AffinityTable:
             del records[oldest]
         if len(records) > self._max_clients:
             records.popitem(last=False)
+            self._on_eviction()
+
+    def written_since(self, given_s: float) -> list[Record]:
+        """Return the records of that moment and of later ones, the oldest first; no others are looked at."""
+        found = []
+        for client, (written_s, backend) in reversed(self._records.items()):
+            if written_s < given_s:
+                break
+            found.append((client, written_s, backend))
+        found.reverse()
+        return found
+
+    def take_over(self, records: Iterable[Record]) -> None:
+        """Remember what another table has known, unless there is a record of the client that is not older.
+
+        Args:
+            records: From a table on the same clock; the oldest first.
+        """
+        own = self._records
+        news = [one for one in records if one[0] not in own or own[one[0]][0] < one[1]]
+        for client, _, _ in news:
+            own.pop(client, None)
+        olds = [(client, given_s, backend) for client, (given_s, backend) in own.items()]
+        own.clear()
+        for client, given_s, backend in sorted((*olds, *news), key=itemgetter(1)):
+            own[client] = (given_s, backend)
+        while len(own) > self._max_clients:
+            own.popitem(last=False)
             self._on_eviction()

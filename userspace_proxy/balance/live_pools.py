@@ -5,11 +5,11 @@ live as long as one of the Pools has affinity, and are forgotten when it is swit
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from ipaddress import ip_address
 
-from userspace_proxy.balance.affinity import MAX_CLIENTS, AffinityTable
+from userspace_proxy.balance.affinity import MAX_CLIENTS, AffinityTable, Record
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.balance.live_pool import LivePool
 from userspace_proxy.balance.source_class import classify, is_within
@@ -113,6 +113,24 @@ class LivePools:
         """
         target = self._find_target(route, client, dialled)
         return CloseReason.DENIED if isinstance(target, Verdict) else self._pools.get(target, CloseReason.NO_BACKEND)
+
+    def affinity_since(self, given_s: float) -> Iterator[tuple[ServicePortName, list[Record]]]:
+        """Iterate over the records of that moment and of later ones, by ServicePort (see ``AffinityTable``)."""
+        for name, table in self._tables.items():
+            records = table.written_since(given_s)
+            if records:
+                yield name, records
+
+    def take_over(self, name: ServicePortName, records: Iterable[Record]) -> None:
+        """Remember what the Pools of another process have known of a ServicePort, if it has affinity here, too.
+
+        Args:
+            name: Its Pools are in force by now.
+            records: See ``AffinityTable``.
+        """
+        table = self._tables.get(name)
+        if table is not None:
+            table.take_over(records)
 
     def _affinity_of(self, pool: Pool) -> AffinityTable | None:
         if pool.affinity_timeout_s is None:

@@ -93,3 +93,49 @@ def test_affinity_table_with_expired_records_evicts_nobody() -> None:
     table.write("old", BACKENDS[0], 0.0, TIMEOUT_S)
     table.write("new", BACKENDS[1], TIMEOUT_S, TIMEOUT_S)
     assert table.find("new", TIMEOUT_S, TIMEOUT_S) == BACKENDS[1]
+
+
+@given(
+    written=st.lists(st.tuples(st.sampled_from(CLIENTS), st.sampled_from([0.0, 1.0, 2.0])), max_size=20),
+    since_s=st.integers(0, 12),
+)
+def test_affinity_table_tells_the_records_of_a_moment_and_later_ones(
+    written: list[tuple[str, float]], since_s: int
+) -> None:
+    """Each client is told of once, with its last Backend, the oldest record first."""
+    table = AffinityTable(1000, never)
+    last: dict[str, float] = {}
+    now_s = 0.0
+    for client, passed_s in written:
+        now_s += passed_s
+        table.write(client, BACKENDS[0], now_s, 1000.0)
+        last.pop(client, None)
+        last[client] = now_s
+    expected = [(client, given_s, BACKENDS[0]) for client, given_s in last.items() if given_s >= since_s]
+    assert table.written_since(since_s) == expected
+
+
+@given(
+    known=st.lists(st.tuples(st.sampled_from(CLIENTS), st.integers(0, 9)), unique_by=lambda one: one[0]),
+    taken=st.lists(st.tuples(st.sampled_from(CLIENTS), st.integers(0, 9)), unique_by=lambda one: one[0]),
+    max_clients=st.integers(1, 6),
+)
+def test_affinity_table_that_takes_over_records_has_the_last_of_each_client(
+    known: list[tuple[str, int]], taken: list[tuple[str, int]], max_clients: int
+) -> None:
+    """Whichever table has it from, in the order of time; where there is no room, the oldest go and are counted."""
+    evictions: list[None] = []
+    table = AffinityTable(max_clients, lambda: evictions.append(None))
+    own = sorted(known, key=lambda one: one[1])[-max_clients:]
+    others = sorted(taken, key=lambda one: one[1])
+    for client, given_s in own:
+        table.write(client, BACKENDS[0], given_s, 1000.0)
+    table.take_over([(client, float(given_s), BACKENDS[1]) for client, given_s in others])
+    last = {client: (given_s, BACKENDS[0]) for client, given_s in own}
+    last |= {
+        client: (given_s, BACKENDS[1]) for client, given_s in others if client not in last or last[client][0] < given_s
+    }
+    told = table.written_since(0.0)
+    assert {client: (given_s, given_backend) for client, given_s, given_backend in told}.items() <= last.items()
+    assert [given_s for _, given_s, _ in told] == sorted(given_s for given_s, _ in last.values())[-max_clients:]
+    assert len(evictions) == max(0, len(last) - max_clients)

@@ -4,7 +4,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from attrs import evolve
-from builders import pool, pool_key, route
+from builders import backend, pool, pool_key, route
 
 from userspace_proxy.balance.affinity import MAX_CLIENTS
 from userspace_proxy.balance.close_reason import CloseReason
@@ -213,3 +213,29 @@ def test_udp_settings_are_those_of_the_pools_a_route_leads_to() -> None:
     assert live.udp_settings(EXTERNAL_LOCAL) == settings
     assert live.udp_settings(Route(LOCAL, LOCAL, Verdict.DROP)) is None
     assert live.udp_settings(Route(Verdict.DROP, Verdict.DROP, Verdict.DROP)) is None
+
+
+def test_records_of_a_service_port_that_are_taken_over_hold_as_its_own() -> None:
+    """Clients that another process has served come to the Backends they had there, as far as these are in the Pool."""
+    live = live_pools(affine(*NAMES))
+    name = CLUSTER.service_port
+    live.take_over(name, [(POD, -2.0, backend(THIRD)), (HOST, -1.0, backend("10.0.0.9:80"))])
+    assert [pick(live, client=one) for one in (OUTSIDE, POD, HOST)] == [FIRST, THIRD, SECOND]
+    assert list(live.affinity_since(-5.0)) == [
+        (name, [(OUTSIDE, 0.0, backend(FIRST)), (POD, 0.0, backend(THIRD)), (HOST, 0.0, backend(SECOND))])
+    ]
+
+
+def test_records_of_a_service_port_without_affinity_are_not_taken_over() -> None:
+    """Affinity that was switched off meanwhile stays off, and keeps nothing."""
+    live = live_pools(pool(*NAMES))
+    live.take_over(CLUSTER.service_port, [(POD, -2.0, backend(THIRD))])
+    assert pick(live, client=POD) == FIRST
+    assert list(live.affinity_since(-5.0)) == []
+
+
+def test_service_ports_without_new_records_are_not_told_of() -> None:
+    """What was told of before is not told of again."""
+    live = live_pools(affine(*NAMES))
+    assert pick(live) == FIRST
+    assert list(live.affinity_since(0.5)) == []
