@@ -24,11 +24,16 @@ from userspace_proxy.dataplane.counters import EngineCounters
 from userspace_proxy.dataplane.pipe_pool import PipePool
 from userspace_proxy.dataplane.timers import Timers
 
-RELAY_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+RELAY_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+WRITER_EVENTS = RELAY_EVENTS | select.EPOLLOUT
+"""Of a relay socket that somebody waits to be connected, or to take more. The others are spared these events: epoll(7)
+reports that a socket is writable with everything else that happens to it."""
 LISTENER_EVENTS = select.EPOLLIN
 
 EVENTS_PER_POLL = 256
 """Events taken from the kernel at a time; arbitrary: bounds one poll to some milliseconds."""
+FEW_EVENTS = 2
+"""A batch with no more is calm (see ``Engine.is_calm``); arbitrary, an accept and the end of another connection."""
 BUFFER_BYTES = 65536
 """Size of the one buffer that all copying goes through; a read that fills it promotes the direction to splice(2)."""
 
@@ -52,10 +57,12 @@ class Engine:
         "_clock",
         "_closing",
         "_epoll",
+        "_has_batch",
         "_report_bug",
         "buffer",
         "counters",
         "handlers",
+        "is_calm",
         "now_s",
         "pipes",
         "polls",
@@ -75,6 +82,8 @@ class Engine:
         self._again: deque[Handler] = deque()
         self._at_end: list[Callable[[], None]] = []
         self._closing: list[socket.SocketType] = []
+        self._has_batch = False
+        """Handlers are being called for a batch of events."""
         self.handlers: dict[int, Handler] = {}
         self.timers = Timers()
         self.pipes = PipePool()
@@ -83,6 +92,9 @@ class Engine:
         """Scratch: valid until the handler returns."""
         self.now_s = clock()
         """The time of the current batch of events."""
+        self.is_calm = True
+        """There are few events in the current batch. Otherwise it pays to leave what a new client has sent to the next
+        one: sending all of it together wakes those who receive it less often."""
         self.polls = 0
         """Batches of events so far, this one included."""
 
@@ -108,6 +120,25 @@ class Engine:
         del self.handlers[fd]
         self._epoll.unregister(fd)
 
+    def watch_writer(self, fd: int) -> None:
+        """Have the handler of a relay socket told as well, from now on, when the socket takes more."""
+        self._epoll.modify(fd, WRITER_EVENTS)
+
+    def requeue(self, fd: int, events: int) -> None:
+        """Have this engine be the last to be woken of those that watch the same socket with EPOLLEXCLUSIVE.
+
+        The kernel wakes the first that waits, and would so leave nearly all to one of several idle engines.
+
+        Raises:
+            OSError: as for ``add``; the descriptor is not watched any more.
+        """
+        self._epoll.unregister(fd)
+        try:
+            self._epoll.register(fd, events)
+        except OSError:  # others of this user may have taken the room
+            del self.handlers[fd]
+            raise
+
     def close_later(self, sock: socket.SocketType) -> None:
         """Watch a socket no more, and close it at the end of this batch of events; takes ownership."""
         self.handlers.pop(sock.fileno(), None)
@@ -132,6 +163,14 @@ class Engine:
         """
         self._at_end.append(callback)
 
+    def run(self, callbacks: Iterable[Callable[[], None]]) -> None:
+        """Call each, whatever becomes of the others: a bug ends what that one belongs to."""
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception as error:  # noqa: BLE001
+                self._bug(getattr(callback, "__self__", None), error)
+
     def wait_s(self) -> float | None:
         """Return how many seconds ``poll`` may be left alone while the descriptor is silent; None: for ever."""
         if self._again:
@@ -142,8 +181,10 @@ class Engine:
     def poll(self, timeout_s: float) -> bool:
         """Do what is due, waiting up to ``timeout_s`` for the first event; return whether anything was done."""
         events = self._epoll.poll(timeout_s, EVENTS_PER_POLL)
+        self.is_calm = len(events) <= FEW_EVENTS
         self.polls += 1
         self.now_s = self._clock()
+        self._has_batch = True
         busy = bool(events)
         handlers = self.handlers
         for fd, mask in events:
@@ -161,21 +202,26 @@ class Engine:
         if self.timers.next_s <= self.now_s:
             busy = True
             self._run_timers()
+        self._has_batch = False
         if self._closing:
-            self.close_waiting()
+            self._close_waiting()
         return busy
 
     def close_waiting(self) -> None:
-        """Close what ``close_later`` took; for callers outside ``poll``, which does it at its end."""
-        for sock in self._closing:
-            sock.close()
-        self._closing.clear()
+        """Close what ``close_later`` took: at once, or within a batch of events at its end."""
+        if not self._has_batch:
+            self._close_waiting()
 
     def close(self) -> None:
         """Close the epoll, spare pipes and sockets that wait to be closed; handlers must have let go of theirs."""
-        self.close_waiting()
+        self._close_waiting()
         self.pipes.close_spare()
         self._epoll.close()
+
+    def _close_waiting(self) -> None:
+        for sock in self._closing:
+            sock.close()
+        self._closing.clear()
 
     def _run_again(self) -> None:
         for _ in range(len(self._again)):
@@ -187,17 +233,10 @@ class Engine:
 
     def _run_at_end(self) -> None:
         callbacks, self._at_end = self._at_end, []
-        self._run(callbacks)
+        self.run(callbacks)
 
     def _run_timers(self) -> None:
-        self._run(self.timers.take_due(self.now_s))
-
-    def _run(self, callbacks: Iterable[Callable[[], None]]) -> None:
-        for callback in callbacks:
-            try:
-                callback()
-            except Exception as error:  # noqa: BLE001
-                self._bug(getattr(callback, "__self__", None), error)
+        self.run(self.timers.take_due(self.now_s))
 
     def _bug(self, handler: object, error: Exception) -> None:
         self.counters.unexpected_errors += 1

@@ -14,12 +14,13 @@ import errno
 import select
 import socket
 from collections.abc import Callable
+from sys import intern
 from typing import TYPE_CHECKING
 
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.balance.dial_plan import Step, next_step
 from userspace_proxy.balance.live_pool import LivePool, Member
-from userspace_proxy.dataplane.engine import RELAY_EVENTS
+from userspace_proxy.dataplane.engine import RELAY_EVENTS, WRITER_EVENTS
 from userspace_proxy.dataplane.relay_side import RECV_FLAGS, SEND_FLAGS, Side
 from userspace_proxy.dataplane.sockets import (
     NO_LOCAL_PORT,
@@ -34,15 +35,13 @@ if TYPE_CHECKING:
     from userspace_proxy.dataplane.tcp_listener import TcpListener
 
 DIALLING, OPEN, CLIENT_ENDED, BACKEND_ENDED, CLOSED = range(5)
-_OPEN_STATES = frozenset({OPEN, CLIENT_ENDED, BACKEND_ENDED})
 _CONNECTED, _CLIENT_END, _BACKEND_END = range(3)
 
 _NEXT = {
-    (DIALLING, _CONNECTED): OPEN,
-    (OPEN, _CLIENT_END): CLIENT_ENDED,
-    (OPEN, _BACKEND_END): BACKEND_ENDED,
-    (CLIENT_ENDED, _BACKEND_END): CLOSED,
-    (BACKEND_ENDED, _CLIENT_END): CLOSED,
+    DIALLING: {_CONNECTED: OPEN},
+    OPEN: {_CLIENT_END: CLIENT_ENDED, _BACKEND_END: BACKEND_ENDED},
+    CLIENT_ENDED: {_BACKEND_END: CLOSED},
+    BACKEND_ENDED: {_CLIENT_END: CLOSED},
 }
 """What follows on what; any state may also be closed at once (``close``)."""
 
@@ -55,17 +54,6 @@ _LONGEST_LOOK_S = 10.0
 _IDLE_CHECKS = 8
 """A connection found active is looked at again after this part of the time-out, and so closed up to 1/8 late. Looking
 exactly at the end would give every connection a timer length of its own (see ``Timers``)."""
-
-
-class Dial(Side):
-    """A dial; when it connects, the Backend's side of the relay."""
-
-    __slots__ = ("dialled_s", "member")
-
-    def __init__(self, relay: "TcpRelay", member: Member, sock: socket.SocketType) -> None:
-        super().__init__(relay, relay.listener.engine, sock)
-        self.member = member
-        self.dialled_s = self.engine.now_s
 
 
 class _ClosedRelay:
@@ -98,7 +86,8 @@ class TcpRelay:
         "active_s",
         "backend",
         "client",
-        "client_address",
+        "client_host",
+        "client_port",
         "connected_s",
         "dials",
         "is_open",
@@ -113,30 +102,43 @@ class TcpRelay:
     def __init__(
         self, listener: "TcpListener", pool: LivePool, sock: socket.SocketType, client_address: tuple[str, int]
     ) -> None:
-        """Take ownership of an accepted socket and start to dial the Members of a Pool."""
+        """Take ownership of an accepted socket and start to dial the Members of a Pool.
+
+        Args:
+            listener: Has accepted it.
+            pool: Where the Backends are.
+            sock: The client.
+            client_address: Its host and port; more that accept(2) has said of it does not matter.
+        """
         engine = listener.engine
         self.listener = listener
         self.pool = pool
-        self.client_address = client_address
+        self.client_host = intern(client_address[0])  # connections of one client share the text
+        self.client_port = client_address[1]
         self.state = DIALLING
         self.is_open = False
         self.accepted_s = self.active_s = engine.now_s
         self.connected_s = 0.0
-        self.dials: tuple[Dial, ...] = ()
+        self.dials: tuple[Side, ...] = ()
         """Under way, the oldest first."""
         self.starved = False
         """A dial failed for want of a descriptor or a local port."""
         self.tried: set[Member] | tuple[()] = ()
         self.last_tried: Member | None = None
-        self.backend: Dial | None = None
+        self.backend: Side | None = None
         self.client = Side(self, engine, sock)
         engine.add(self.client.fd, self.client, RELAY_EVENTS)
-        listener.relays.add(self)
+        listener.relays[self] = None
         limits = listener.limits
-        engine.timers.add(engine.now_s, min(limits.dial_next_after_s, limits.dial_timeout_s), self._on_first_timer)
+        listener.young.add(self, engine.now_s)
         if limits.idle_timeout_s is not None:
             engine.timers.add(engine.now_s, min(limits.idle_timeout_s, _LONGEST_LOOK_S), self._on_idle_timer)
         self._dial_next()
+
+    @property
+    def client_address(self) -> tuple[str, int]:
+        """Host and port of the client."""
+        return self.client_host, self.client_port
 
     # Dialling
 
@@ -151,7 +153,11 @@ class TcpRelay:
             self._dial_failed(dial, dial.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
             self._go_on_dialling(last_failed=dial.member is self.last_tried)
         elif mask & select.EPOLLOUT:
-            self._connected(dial, mask)
+            self._connected(dial)
+            if self.client.readable:
+                self.client.pump()
+            if self.is_open:
+                dial.on_event(mask)
 
     def _go_on_dialling(self, *, last_failed: bool) -> None:
         listener = self.listener
@@ -173,9 +179,8 @@ class TcpRelay:
     def _dial_next(self) -> None:
         """Start a dial; go on to the next Backend while one fails at once."""
         listener = self.listener
-        engine = listener.engine
         while True:
-            member = self.pool.pick_for(self.client_address[0], self.tried, engine.now_s)
+            member = self.pool.pick_for(self.client_host, self.tried, listener.engine.now_s)
             if member is None:
                 if not self.dials:
                     self._give_up()
@@ -190,21 +195,42 @@ class TcpRelay:
                 listener.count_dial(dial_outcome(error.errno))
                 listener.pause(error.errno)
                 return
-            self.last_tried = member
-            self.tried = self.tried or set()
-            self.tried.add(member)
-            dial = Dial(self, member, sock)
-            self.dials += (dial,)
-            member.open += 1
+            if self._start_dial(member, sock):
+                return
+
+    def _start_dial(self, member: Member, sock: socket.SocketType) -> bool:
+        """Dial a Backend with a new socket, taking ownership; return whether it has connected, or may still do so."""
+        engine = self.listener.engine
+        dial = Side(self, engine, sock)
+        dial.member = member
+        dial.dialled_s = engine.now_s
+        member.open += 1
+        error_number = sock.connect_ex(member.address)
+        if error_number == errno.EINPROGRESS:
+            # A Backend on this node has answered by now. Another call tells, for less than an event costs: Linux
+            # returns 0, or EALREADY (__inet_stream_connect() in net/ipv4/af_inet.c).
             error_number = sock.connect_ex(member.address)
-            if error_number in (errno.EINPROGRESS, 0):
-                try:
-                    engine.add(dial.fd, dial, RELAY_EVENTS)
-                except OSError as error:
-                    error_number = error.errno or 0
-                else:
-                    return
+        waits = error_number == errno.EALREADY
+        if waits or error_number == 0:
+            try:
+                engine.add(dial.fd, dial, WRITER_EVENTS if waits else RELAY_EVENTS)
+            except OSError as error:
+                waits, error_number = False, error.errno or 0
+            else:
+                if not waits:
+                    self._connected(dial)
+                    if engine.is_calm or self.client.readable:
+                        self.client.pump()
+                    return True
+        self.dials += (dial,)
+        self.last_tried = member
+        self.tried = self.tried or set()
+        self.tried.add(member)
+        if waits:
+            dial.writes_watched = True
+        else:
             self._dial_failed(dial, error_number)
+        return waits
 
     def _give_up(self) -> None:
         for _ in self.dials:
@@ -215,18 +241,18 @@ class TcpRelay:
             reason = CloseReason.BACKEND_DIALLING if self.tried else CloseReason.NO_BACKEND
         self.close(reason, reset=True)
 
-    def _dial_failed(self, dial: Dial, error_number: int) -> None:
+    def _dial_failed(self, dial: Side, error_number: int) -> None:
         self.starved = error_number in NO_LOCAL_PORT or error_number in OUT_OF_CAPACITY
         self.listener.count_dial(dial_outcome(error_number))
         self._drop_dial(dial)
 
-    def _drop_dial(self, dial: Dial) -> None:
+    def _drop_dial(self, dial: Side) -> None:
         dial.member.open -= 1
         dial.relay = _CLOSED_RELAY
         dial.release()
         self.dials = tuple(other for other in self.dials if other is not dial)
 
-    def _connected(self, dial: Dial, mask: int) -> None:
+    def _connected(self, dial: Side) -> None:
         listener = self.listener
         self.connected_s = now_s = listener.engine.now_s
         for other in self.dials:
@@ -236,20 +262,20 @@ class TcpRelay:
                 self._drop_dial(other)
         self.dials = ()
         listener.count_connected(dial.member, now_s - dial.dialled_s)
-        if len(self.tried) > 1:
-            self.pool.note_connected(self.client_address[0], dial.member, self.tried, now_s)
+        if self.tried:
+            self.tried.add(dial.member)
+            if len(self.tried) > 1:
+                self.pool.note_connected(self.client_host, dial.member, self.tried, now_s)
+            self.tried = ()
         set_nodelay(dial.sock)
         client = self.client
         self.backend = dial
         dial.peer = client
         client.peer = dial
-        self._enter(_NEXT[self.state, _CONNECTED])
-        if client.readable:
-            client.pump()
-        if self.is_open:
-            dial.on_event(mask)
+        self.state = _NEXT[self.state][_CONNECTED]
+        self.is_open = True
 
-    def _on_first_timer(self) -> None:
+    def on_first_look(self) -> None:
         """Look after a connection that is still dialling, or that lives longer than most."""
         if self.state != DIALLING:
             self._keep_alive()
@@ -284,7 +310,7 @@ class TcpRelay:
 
     def on_end(self, side: Side) -> None:
         """Handle that all bytes of one side were delivered and it has ended."""
-        state = _NEXT[self.state, _CLIENT_END if side is self.client else _BACKEND_END]
+        state = _NEXT[self.state][_CLIENT_END if side is self.client else _BACKEND_END]
         if state == CLOSED:
             self.close(CloseReason.NORMAL, reset=False)
             return
@@ -293,7 +319,7 @@ class TcpRelay:
         except OSError as error:  # ENOTCONN: the peer was reset meanwhile
             self.on_failure(side.peer, error)
             return
-        self._enter(state)
+        self.state = state
         half_closed_timeout_s = self.listener.limits.half_closed_timeout_s
         if half_closed_timeout_s is not None:
             engine = self.listener.engine
@@ -366,24 +392,22 @@ class TcpRelay:
         """End the connection: RST to both sides if ``reset``, else FIN where it was not sent yet."""
         if self.state == CLOSED:
             return
-        self._enter(CLOSED)
+        self.state = CLOSED
+        self.is_open = False
         for dial in self.dials:
             set_reset_on_close(dial.sock)
             self._drop_dial(dial)
-        self._release(self.client, reset=reset)
-        backend = self.backend
-        if backend is not None:
-            self._release(backend, reset=reset)
-            del self.client.peer, backend.peer
-            backend.member.open -= 1
-        self.listener.on_closed(self, reason)
-
-    def _release(self, side: Side, *, reset: bool) -> None:
+        client, backend = self.client, self.backend
         if reset:
-            set_reset_on_close(side.sock)
-        side.relay = _CLOSED_RELAY
-        side.release()
-
-    def _enter(self, state: int) -> None:
-        self.state = state
-        self.is_open = state in _OPEN_STATES
+            set_reset_on_close(client.sock)
+        client.relay = _CLOSED_RELAY
+        client.release()
+        if backend is not None:
+            if reset:
+                set_reset_on_close(backend.sock)
+            backend.relay = _CLOSED_RELAY
+            backend.release()
+            del client.peer, backend.peer
+            backend.member.open -= 1
+        self.listener.young.discard(self)
+        self.listener.on_closed(self, reason)

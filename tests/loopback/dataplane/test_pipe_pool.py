@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from peers import descriptors_left, nothing_left_open
 
+from userspace_proxy.dataplane import pipe_pool
 from userspace_proxy.dataplane.pipe_pool import MAX_PIPES, PIPE_BYTES, Pipe, PipePool
 
 
@@ -69,6 +70,15 @@ def test_pipes_are_bounded(pipes: PipePool) -> None:
     assert pipes.take() is None
     for pipe in taken:
         pipes.give_back(pipe)
+
+
+def test_pipe_that_the_kernel_does_not_make_large_is_not_used(pipes: PipePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that would move less at a time than copying does is closed; later ones may be better."""
+    monkeypatch.setattr(pipe_pool, "MIN_PIPE_BYTES", PIPE_BYTES + 1)  # as if it had got less
+    with nothing_left_open():
+        assert pipes.take() is None
+    monkeypatch.undo()
+    pipes.give_back(take(pipes))
 
 
 @pytest.mark.parametrize("left", [0, 1])

@@ -150,8 +150,8 @@ async def test_slow_reader_holds_one_buffer_and_stops_the_sender(splices: bool) 
             proxy.engine.pipes.disable()
         server = peers.listen()
         client = await peers.connect(proxy.serve(server.backend))
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
-        (relay,) = proxy.listeners.relays()
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [OPEN])
+        (relay,) = proxy.served.relays()
         backend = await server.accept()
         sent = await fill_up(proxy, client.sock)
         side = relay.client
@@ -177,8 +177,8 @@ async def test_copy_to_a_peer_that_takes_nothing_at_all_keeps_everything() -> No
     async with open_proxy(driven=False) as proxy, open_peers() as peers:
         server = peers.listen()
         client = await peers.connect(proxy.serve(server.backend))
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
-        (relay,) = proxy.listeners.relays()
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [OPEN])
+        (relay,) = proxy.served.relays()
         assert relay.backend is not None
         backend = await server.accept()
         filled = await fill_up(proxy, relay.backend.sock)
@@ -197,8 +197,8 @@ async def test_slow_reader_gets_one_buffer_in_many_parts(ends: bool) -> None:  #
         server = peers.listen(buffer_bytes=1)  # means: as few as the kernel allows
         server.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
         client = await peers.connect(proxy.serve(server.backend))
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
-        (relay,) = proxy.listeners.relays()
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [OPEN])
+        (relay,) = proxy.served.relays()
         assert relay.backend is not None
         relay.backend.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         backend = await server.accept()
@@ -256,7 +256,7 @@ async def test_urgent_data_that_waits_is_kept_at_its_place() -> None:
     async with open_proxy(driven=False) as proxy, open_peers() as peers:
         server = peers.listen()
         client = await peers.connect(proxy.serve(server.backend))
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [OPEN])
         proxy.settle()
         await client.send(b"a")
         client.send_urgent(b"!")
@@ -268,13 +268,27 @@ async def test_urgent_data_that_waits_is_kept_at_its_place() -> None:
             assert await backend.receive_to_end() == (b"a!b", End.FIN)
 
 
+async def test_urgent_data_that_comes_with_the_client_is_kept_at_its_place() -> None:
+    """An urgent byte that is there when the client is accepted is passed on like any other."""
+    async with open_proxy(driven=False) as proxy, open_peers() as peers:
+        server = peers.listen()
+        client = await peers.connect(proxy.serve(server.backend))
+        client.send_urgent(b"!")
+        await client.send(b"b")
+        await client.wait_sent()
+        client.fin()
+        async with proxy.driving():
+            backend = await server.accept()
+            assert await backend.receive_to_end() == (b"!b", End.FIN)
+
+
 async def test_urgent_data_behind_a_full_pipe_does_not_stall_the_stream() -> None:
     """An urgent mark that has arrived by the time a pipe is emptied is passed without another event."""
     async with open_proxy(driven=False) as proxy, open_peers() as peers:
         server = peers.listen()
         client = await peers.connect(proxy.serve(server.backend))
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
-        (relay,) = proxy.listeners.relays()
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [OPEN])
+        (relay,) = proxy.served.relays()
         assert relay.backend is not None
         filled = await fill_up(proxy, relay.backend.sock)
         relay.client.bulk = True

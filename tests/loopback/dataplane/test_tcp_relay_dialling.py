@@ -28,12 +28,12 @@ def dials_are(proxy: Proxy, **outcomes: int) -> Callable[[], bool]:
 
 def relays_are(proxy: Proxy, count: int) -> Callable[[], bool]:
     """Return a condition: that many connections have been accepted and not ended."""
-    return lambda: proxy.listeners.open_relays == count
+    return lambda: proxy.served.open_relays == count
 
 
 def pending(proxy: Proxy) -> list[str]:
     """Return the hosts that are being dialled, for the one connection there is."""
-    (relay,) = proxy.listeners.relays()
+    (relay,) = proxy.served.relays()
     return [dial.member.address[0] for dial in relay.dials]
 
 
@@ -71,17 +71,17 @@ async def test_dial_without_an_answer_for_250_ms_gets_a_second_one_beside_it() -
         hole = await peers.black_hole(FIRST)
         server = peers.listen(echo, host=SECOND)
         client = await peers.connect(proxy.serve(hole.backend, server.backend))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.advance(0.25 - TICK_S)
         assert pending(proxy) == [FIRST]
         proxy.advance(TICK_S)
         await assert_answers(proxy, client)
         assert pending(proxy) == []
         assert proxy.counters().dials == {"superseded": 1, "connected": 1}
-        assert [member.open for _, live in proxy.listeners.pools() for member in live.members] == [0, 1]
+        assert [member.open for _, live in proxy.served.pools() for member in live.members] == [0, 1]
         assert len(proxy.engine.handlers) == 3  # listener, client, Backend
         client.close()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         proxy.assert_nothing_left()
 
 
@@ -91,7 +91,7 @@ async def test_dial_beside_a_slow_one_that_is_refused_goes_on_at_once() -> None:
         hole = await peers.black_hole(FIRST)
         third = peers.listen(echo, host=THIRD).backend
         client = await peers.connect(proxy.serve(hole.backend, peers.refuse(SECOND), third))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.advance(0.25)
         await assert_answers(proxy, client)
         assert proxy.counters().dials == {"refused": 1, "superseded": 1, "connected": 1}
@@ -104,7 +104,7 @@ async def test_dial_beside_the_only_other_one_that_fails_leaves_the_first_its_ti
         hole = await peers.black_hole(FIRST)
         other = peers.refuse(SECOND) if outcome == "refused" else UNREACHABLE
         await peers.connect(proxy.serve(hole.backend, other))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.advance(2.0 - TICK_S)
         assert pending(proxy) == [FIRST]
         assert proxy.counters().dials == {outcome: 1}
@@ -118,10 +118,10 @@ async def test_dial_of_an_old_backend_that_fails_leaves_the_newer_one_its_time()
     async with open_proxy(HEDGED, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         holes = [await peers.black_hole(host) for host in (FIRST, SECOND, THIRD)]
         await peers.connect(proxy.serve(*(hole.backend for hole in holes)))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.advance(0.25)
         assert pending(proxy) == [FIRST, SECOND]
-        (relay,) = proxy.listeners.relays()
+        (relay,) = proxy.served.relays()
         relay.dials[0].sock.shutdown(socket.SHUT_RDWR)  # hangs up, as a failing dial does
         await proxy.poll_until(lambda: pending(proxy) == [SECOND])
         proxy.advance(0.25 - TICK_S)
@@ -135,7 +135,7 @@ async def test_dial_of_black_holes_only_ends_with_the_budget() -> None:
     async with open_proxy(HEDGED, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         holes = [await peers.black_hole(host) for host in (FIRST, SECOND, THIRD)]
         client = await peers.connect(proxy.serve(*(hole.backend for hole in holes)))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         for expected in ([FIRST], [FIRST, SECOND], [FIRST, SECOND, THIRD], [FIRST, SECOND, THIRD]):
             assert pending(proxy) == expected
             proxy.advance(0.25)
@@ -162,7 +162,7 @@ async def test_dial_of_the_only_backend_waits_out_the_budget(limits: RelayLimits
     async with open_proxy(limits, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         hole = await peers.black_hole()
         client = await peers.connect(proxy.serve(hole.backend))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.advance(2.0 - TICK_S)
         assert pending(proxy) == [FIRST]
         proxy.advance(TICK_S)
@@ -191,11 +191,11 @@ async def test_dial_that_loses_after_all_is_reset() -> None:
     async with open_proxy(HEDGED, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         holes = [await peers.black_hole(host) for host in (FIRST, SECOND)]
         client = await peers.connect(proxy.serve(*(hole.backend for hole in holes)))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.advance(0.25)
         for hole in holes:
             await hole.accept()  # room for one: the SYN that is sent again after 1 s is answered
-        (relay,) = proxy.listeners.relays()
+        (relay,) = proxy.served.relays()
         for dial in relay.dials:
             await trio.lowlevel.wait_writable(dial.fd)
         backends = [await hole.accept() for hole in holes]
@@ -216,10 +216,10 @@ async def test_dial_of_a_client_that_has_said_all_goes_on() -> None:
         client = await peers.connect(proxy.serve(hole.backend, peers.listen(echo, host=SECOND).backend))
         await client.send(b"last")
         client.fin()
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.settle()
         proxy.advance(0.25)
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         assert await client.receive_to_end() == (b"last", End.FIN)
         assert proxy.closed() == {CloseReason.NORMAL: 1}
 
@@ -229,7 +229,7 @@ async def test_dial_while_the_pool_is_replaced_turns_to_the_new_backends() -> No
     async with open_proxy(HEDGED, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         hole = await peers.black_hole(FIRST)
         client = await peers.connect(proxy.serve(hole.backend))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.set_pool(peers.listen(echo, host=SECOND).backend)
         proxy.advance(0.25)
         await assert_answers(proxy, client)
@@ -240,7 +240,7 @@ async def test_dial_while_the_pool_becomes_empty_waits_for_what_is_under_way() -
     async with open_proxy(HEDGED, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         hole = await peers.black_hole()
         client = await peers.connect(proxy.serve(hole.backend))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.set_pool()
         proxy.advance(2.0 - TICK_S)
         assert pending(proxy) == [FIRST]
@@ -254,7 +254,7 @@ async def test_dial_for_a_client_accepted_for_an_empty_pool_is_none() -> None:
     """A client that slips in between is reset at once and counted apart."""
     async with open_proxy(HEDGED, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         client = await peers.connect(proxy.serve(peers.refuse()))
-        for _, live in proxy.listeners.pools():
+        for _, live in proxy.served.pools():
             live.replace(pool())
         await proxy.poll_until(lambda: proxy.counters().closed)
         proxy.settle()
@@ -271,7 +271,7 @@ async def test_dial_of_a_black_hole_delays_no_other_client() -> None:
         address = proxy.serve(hole.backend, peers.listen(echo, host=SECOND).backend)
         clients = [await peers.connect(address) for _ in range(40)]
         await proxy.poll_until(lambda: proxy.counters().dials.get("connected") == 20)
-        states = sorted(relay.state for relay in proxy.listeners.relays())
+        states = sorted(relay.state for relay in proxy.served.relays())
         assert states == [DIALLING] * 20 + [OPEN] * 20
         proxy.advance(0.25)
         for client in clients:
@@ -285,10 +285,10 @@ async def test_dial_that_connects_late_is_probed_too() -> None:
     async with open_proxy(limits, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         hole = await peers.black_hole(FIRST)
         client = await peers.connect(proxy.serve(hole.backend, peers.listen(echo, host=SECOND).backend))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.advance(0.25)
         await assert_answers(proxy, client)
-        (relay,) = proxy.listeners.relays()
+        (relay,) = proxy.served.relays()
         proxy.advance(0.25)
         assert relay.backend is not None
         assert relay.backend.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 77
@@ -300,11 +300,11 @@ async def test_dial_timers_of_ended_connections_do_nothing() -> None:
     async with open_proxy(HEDGED, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         hole = await peers.black_hole()
         client = await peers.connect(proxy.serve(hole.backend))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
-        (relay,) = proxy.listeners.relays()
+        await proxy.poll_until(lambda: proxy.served.open_relays)
+        (relay,) = proxy.served.relays()
         proxy.advance(0.25)
         client.rst()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         proxy.advance(0.25)
         proxy.advance(2.0)
         assert relay.state == CLOSED

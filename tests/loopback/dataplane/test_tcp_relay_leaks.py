@@ -63,7 +63,7 @@ async def test_many_short_connections_leave_nothing_behind(no_garbage_collector:
             proxy.assert_nothing_left()
             await proxy.until(lambda: proxy.engine.timers.next_s == inf)
             assert live_objects() == 0
-            ((_, live),) = proxy.listeners.pools()
+            ((_, live),) = proxy.served.pools()
             shares = [member.connections for member in live.members if member.connections]
             assert sum(shares) == CONNECTIONS
             assert max(shares) - min(shares) <= 1
@@ -75,11 +75,11 @@ async def test_relay_in_each_state_leaves_no_garbage_when_it_is_reset(no_garbage
         hole = await peers.black_hole()
         addresses = [proxy.serve(hole.backend, name="shop/hole:http"), proxy.serve(peers.listen(echo).backend)]
         clients = [await peers.connect(address) for address in addresses * 2]
-        await proxy.until(lambda: proxy.listeners.open_relays == 4 and proxy.counters().dials.get("connected") == 2)
+        await proxy.until(lambda: proxy.served.open_relays == 4 and proxy.counters().dials.get("connected") == 2)
         for client in clients[2:]:
             client.fin()
         assert live_objects() == 4 * 3
-        proxy.listeners.abort_relays()
+        proxy.served.abort()
         await proxy.until(lambda: proxy.engine.timers.next_s == inf)
         assert live_objects() == 0
 
@@ -94,4 +94,14 @@ async def test_relay_with_long_time_outs_is_not_kept_by_its_timers(no_garbage_co
         await proxy.poll_until(lambda: proxy.closed() == {CloseReason.NORMAL: 10})
         assert live_objects() == 10 * 3
         proxy.advance(10.0)
+        assert live_objects() == 0
+
+
+async def test_relay_that_ended_is_not_kept_by_the_look_it_does_not_need_any_more(no_garbage_collector: None) -> None:
+    """Short connections free their memory when they end, not some time later."""
+    async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
+        address = proxy.serve(peers.listen(echo).backend)
+        for _ in range(10):
+            (await peers.connect(address)).close()
+        await proxy.poll_until(lambda: proxy.closed() == {CloseReason.NORMAL: 10})
         assert live_objects() == 0

@@ -17,7 +17,7 @@ DATA = bytes(range(256)) * 200
 
 def state_is(proxy: Proxy, *states: int) -> Callable[[], bool]:
     """Return a condition: there is one relay, in one of these states."""
-    return lambda: [relay.state in states for relay in proxy.listeners.relays()] == [True]
+    return lambda: [relay.state in states for relay in proxy.served.relays()] == [True]
 
 
 async def connect_and_open(proxy: Proxy, peers: Peers, server: Server) -> tuple[Peer, Peer]:
@@ -29,7 +29,7 @@ async def connect_and_open(proxy: Proxy, peers: Peers, server: Server) -> tuple[
 
 async def clog(proxy: Proxy, sender: Peer) -> int:
     """Send until no more fits in between, with nobody reading at the other side; return how much was sent."""
-    (relay,) = proxy.listeners.relays()
+    (relay,) = proxy.served.relays()
     assert relay.backend is not None
     sent = 0
     while True:
@@ -55,7 +55,7 @@ async def test_reset_of_an_open_idle_connection_resets_the_other_side(who: str) 
         client, backend = await connect_and_open(proxy, peers, peers.listen())
         bad, good = (client, backend) if who == "client" else (backend, client)
         bad.rst()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         assert await good.receive_to_end() == (b"", End.RST)
         reason = CloseReason.CLIENT_OPEN if who == "client" else CloseReason.BACKEND_OPEN
         assert proxy.closed() == {reason: 1}
@@ -74,7 +74,7 @@ async def test_reset_behind_data_in_one_batch_comes_after_the_data(who: str, end
         if ended:
             bad.fin()
         bad.rst()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         assert await good.receive_to_end() == (DATA, End.RST)
         reason = CloseReason.CLIENT_OPEN if who == "client" else CloseReason.BACKEND_OPEN
         assert proxy.closed() == {reason: 1}
@@ -95,7 +95,7 @@ async def test_reset_in_mid_bulk_reaches_a_side_that_reads_nothing(who: str, end
         if ended:
             bad.fin()
         bad.rst()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         await good.wait_reset()
         data, _ = await good.receive_to_end()
         assert data == pattern(0, len(data))
@@ -116,7 +116,7 @@ async def test_reset_by_the_side_that_reads_nothing_in_mid_bulk_reaches_the_send
         bad, good = (client, backend) if who == "client" else (backend, client)
         await clog(proxy, good)
         bad.rst()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         assert await good.receive_to_end() == (b"", End.RST)
         reason = CloseReason.CLIENT_OPEN if who == "client" else CloseReason.BACKEND_OPEN
         assert proxy.closed() == {reason: 1}
@@ -142,7 +142,7 @@ async def test_reset_of_a_half_closed_connection_resets_the_other_side(
         sides[first].fin()
         await proxy.poll_until(state_is(proxy, CLIENT_ENDED, BACKEND_ENDED))
         sides.pop(who).rst()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         (good,) = sides.values()
         await good.wait_reset()
         assert proxy.closed() == {reason: 1}
@@ -156,7 +156,7 @@ async def test_reset_by_the_client_while_dialling_ends_the_dial() -> None:
         client = await peers.connect(proxy.serve(hole.backend))
         await proxy.poll_until(state_is(proxy, DIALLING))
         client.rst()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         assert proxy.closed() == {CloseReason.CLIENT_DIALLING: 1}
         proxy.assert_nothing_left()
 
@@ -164,10 +164,11 @@ async def test_reset_by_the_client_while_dialling_ends_the_dial() -> None:
 async def test_reset_by_a_backend_before_it_counts_as_connected_is_a_failed_dial() -> None:
     """A Backend that accepts and resets in one go has taken nothing of the client yet: the next one is dialled."""
     async with open_proxy(driven=False) as proxy, open_peers() as peers:
-        bad, good = sorted((peers.listen(), peers.listen()), key=lambda server: server.backend)
+        bad, good = await peers.black_hole("127.0.0.1"), peers.listen(host="127.0.0.2")
         client = await peers.connect(proxy.serve(bad.backend, good.backend))
         await client.send(b"hello")
         await proxy.poll_until(state_is(proxy, DIALLING))
+        await bad.accept()
         (await bad.accept()).rst()
         await proxy.poll_until(lambda: proxy.counters().dials == {"reset": 1, "connected": 1})
         proxy.settle()
@@ -185,7 +186,7 @@ async def test_reset_that_comes_with_the_end_of_the_other_side_is_a_reset(who: s
         await bad.send(b"farewell")
         await bad.wait_sent()
         bad.rst()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         assert await good.receive_to_end() == (b"farewell", End.RST)
         reason = CloseReason.CLIENT_OPEN if who == "client" else CloseReason.BACKEND_OPEN
         assert proxy.closed() == {reason: 1}
@@ -198,7 +199,7 @@ async def test_reset_of_both_sides_in_one_batch_is_one_end() -> None:
         client, backend = await connect_and_open(proxy, peers, peers.listen())
         client.rst()
         backend.rst()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         assert sum(proxy.closed().values()) == 1
         proxy.assert_nothing_left()
 
@@ -208,7 +209,7 @@ async def test_reset_never_lets_late_bytes_overtake_those_in_the_pipe() -> None:
     async with open_proxy(driven=False) as proxy, open_peers() as peers:
         client, backend = await connect_and_open(proxy, peers, peers.listen())
         proxy.settle()
-        (relay,) = proxy.listeners.relays()
+        (relay,) = proxy.served.relays()
         # As after a turn that ended with a partial write: the next turn would go on with the pipe.
         pipe = proxy.engine.pipes.take()
         assert pipe is not None
@@ -218,7 +219,7 @@ async def test_reset_never_lets_late_bytes_overtake_those_in_the_pipe() -> None:
         await client.send(b"second")
         await client.wait_sent()
         client.rst()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         data, end = await backend.receive_to_end()
         assert end is End.RST
         assert b"first, second".startswith(data)
@@ -244,12 +245,11 @@ async def test_reset_of_the_proxy_s_own_is_seen_as_that_on_both_sides() -> None:
         backends[2].fin()
         await proxy.poll_until(
             lambda: (
-                sorted(relay.state for relay in proxy.listeners.relays())
-                == [DIALLING, OPEN, CLIENT_ENDED, BACKEND_ENDED]
+                sorted(relay.state for relay in proxy.served.relays()) == [DIALLING, OPEN, CLIENT_ENDED, BACKEND_ENDED]
             )
         )
-        relays = list(proxy.listeners.relays())
-        proxy.listeners.abort_relays()
+        relays = list(proxy.served.relays())
+        proxy.served.abort()
         for relay in relays:
             relay.abort()  # once is enough
         assert (await dialling.receive_to_end())[1] is End.RST

@@ -17,7 +17,7 @@ async def connect_and_open(proxy: Proxy, peers: Peers) -> tuple[Peer, Peer]:
     """Return client and Backend of a relay that has just become open."""
     server = peers.listen()
     client = await peers.connect(proxy.serve(server.backend))
-    await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
+    await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [OPEN])
     backend = await server.accept()
     proxy.settle()
     return client, backend
@@ -32,7 +32,7 @@ async def send_through(proxy: Proxy, peer: Peer) -> None:
 
 def total_bytes(proxy: Proxy) -> int:
     """Return how many bytes have been relayed."""
-    proxy.listeners.report()
+    proxy.served.report()
     return proxy.counters().bytes_to_backend + proxy.counters().bytes_to_client
 
 
@@ -42,9 +42,9 @@ async def test_idle_connection_without_a_time_out_lives_on() -> None:
         client, _ = await connect_and_open(proxy, peers)
         proxy.advance(1e6)
         client.fin()
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [CLIENT_ENDED])
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [CLIENT_ENDED])
         proxy.advance(1e6)
-        assert proxy.listeners.open_relays == 1
+        assert proxy.served.open_relays == 1
         assert proxy.engine.wait_s() is None
 
 
@@ -58,7 +58,7 @@ async def test_idle_connection_is_reset_after_its_time(who: str) -> None:
             proxy.advance(IDLE_S - TICK_S)
             await send_through(proxy, client if who == "client" else backend)
         proxy.advance(IDLE_S - TICK_S)
-        assert proxy.listeners.open_relays == 1
+        assert proxy.served.open_relays == 1
         proxy.advance(TICK_S + CHECK_S)
         assert proxy.closed() == {CloseReason.IDLE_OPEN: 1}
         assert (await client.receive_to_end())[1] is End.RST
@@ -72,7 +72,7 @@ async def test_idle_connection_that_was_never_used_is_reset_by_the_next_check() 
     async with open_proxy(limits, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         await connect_and_open(proxy, peers)
         proxy.advance(IDLE_S - TICK_S)
-        assert proxy.listeners.open_relays == 1
+        assert proxy.served.open_relays == 1
         proxy.advance(TICK_S + CHECK_S)
         assert proxy.closed() == {CloseReason.IDLE_OPEN: 1}
 
@@ -87,13 +87,13 @@ async def test_half_closed_connection_is_reset_after_its_own_time(who: str) -> N
         proxy.advance(10 * IDLE_S)
         first.fin()
         await proxy.poll_until(
-            lambda: [relay.state in (CLIENT_ENDED, BACKEND_ENDED) for relay in proxy.listeners.relays()] == [True]
+            lambda: [relay.state in (CLIENT_ENDED, BACKEND_ENDED) for relay in proxy.served.relays()] == [True]
         )
         for _ in range(4):
             proxy.advance(IDLE_S - TICK_S)
             await send_through(proxy, other)
         proxy.advance(IDLE_S - TICK_S)
-        assert proxy.listeners.open_relays == 1
+        assert proxy.served.open_relays == 1
         proxy.advance(TICK_S + CHECK_S)
         assert proxy.closed() == {CloseReason.IDLE_HALF_CLOSED: 1}
         await other.wait_reset()
@@ -106,9 +106,9 @@ async def test_half_closed_connection_that_stays_silent_is_reset_by_the_next_che
     async with open_proxy(limits, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         client, _ = await connect_and_open(proxy, peers)
         client.fin()
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [CLIENT_ENDED])
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [CLIENT_ENDED])
         proxy.advance(IDLE_S - TICK_S)
-        assert proxy.listeners.open_relays == 1
+        assert proxy.served.open_relays == 1
         proxy.advance(TICK_S + CHECK_S)
         assert proxy.closed() == {CloseReason.IDLE_HALF_CLOSED: 1}
 
@@ -119,7 +119,7 @@ async def test_idle_time_out_applies_to_half_closed_connections_as_well() -> Non
     async with open_proxy(limits, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         client, _ = await connect_and_open(proxy, peers)
         client.fin()
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [CLIENT_ENDED])
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [CLIENT_ENDED])
         proxy.advance(IDLE_S + CHECK_S)
         assert proxy.closed() == {CloseReason.IDLE_HALF_CLOSED: 1}
 
@@ -131,7 +131,7 @@ async def test_timers_of_a_connection_that_has_ended_do_nothing() -> None:
         client, backend = await connect_and_open(proxy, peers)
         client.close()
         backend.close()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         proxy.advance(10 * IDLE_S)
         assert proxy.closed() == {CloseReason.NORMAL: 1}
         assert proxy.engine.wait_s() is None
@@ -143,8 +143,8 @@ async def test_idle_time_out_shorter_than_the_dialling_leaves_the_dial_its_time(
     async with open_proxy(limits, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         hole = await peers.black_hole()
         await peers.connect(proxy.serve(hole.backend))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.advance(2.0 - TICK_S)
-        assert proxy.listeners.open_relays == 1
+        assert proxy.served.open_relays == 1
         proxy.advance(TICK_S)
         assert proxy.closed() == {CloseReason.BACKEND_DIALLING: 1}
