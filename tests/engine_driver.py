@@ -22,6 +22,7 @@ from userspace_proxy.config import FlowLimits, RelayLimits
 from userspace_proxy.control.engine_loop import run_engine
 from userspace_proxy.dataplane.counters import FlowCounters, ServiceCounters
 from userspace_proxy.dataplane.engine import Engine
+from userspace_proxy.dataplane.engine_listeners import EngineListeners
 from userspace_proxy.dataplane.listener_set import ListenerSet
 from userspace_proxy.dataplane.tcp_listener import TcpListener
 from userspace_proxy.dataplane.udp_flow import UdpFlow
@@ -57,7 +58,7 @@ def raise_bug(error: Exception) -> None:
 
 
 class Proxy:
-    """An Engine with a ListenerSet."""
+    """A ListenerSet (``listeners``) with the one engine that serves it (``served``), in this process."""
 
     def __init__(
         self,
@@ -70,7 +71,14 @@ class Proxy:
         self.clock = clock
         self._after_turn = trio.lowlevel.ParkingLot()
         self.engine = Engine(clock, report_bug)
-        self.listeners = ListenerSet(self.engine, limits, flow_limits, Random(0).random)  # noqa: S311
+        self.served = EngineListeners(
+            self.engine,
+            limits,
+            flow_limits,
+            Random(0).random,  # noqa: S311
+            lambda key: self.listeners.listen_again(key),  # noqa: PLW0108 - there is none yet
+        )
+        self.listeners = ListenerSet(self.served, limits)
 
     def set_pool(
         self, *backends: Backend, name: str = WEB, host: str = "127.0.0.1", affinity_timeout_s: int | None = None
@@ -96,7 +104,7 @@ class Proxy:
 
     def tcp_listener(self) -> TcpListener:
         """Return the only listener that is open, one of TCP."""
-        (listener,) = self.listeners._open.values()
+        (listener,) = self.served._listeners.values()
         assert isinstance(listener, TcpListener)
         return listener
 
@@ -106,9 +114,7 @@ class Proxy:
 
     def address(self, key: ListenerKey) -> tuple[str, int]:
         """Return where a listener that is open listens."""
-        listener = self.listeners._open[key]
-        if isinstance(listener, UdpListener):
-            return listener.place
+        listener = self.served._listeners[key]
         assert listener.sock is not None
         host, port = listener.sock.getsockname()[:2]
         return host, port
@@ -147,13 +153,12 @@ class Proxy:
 
     def flow_counters(self, name: str = DNS) -> FlowCounters:
         """Return the counters of a ServicePort of UDP, up to date."""
-        self.listeners.report()
+        self.served.report()
         return self.engine.counters.udp_services[name]
 
     def udp_listeners(self) -> list[UdpListener]:
         """Return the UDP listeners, the retired ones too."""
-        listeners = (*self.listeners._open.values(), *self.listeners._retired.values())
-        return [listener for listener in listeners if isinstance(listener, UdpListener)]
+        return [listener for listener in self.served._listeners.values() if isinstance(listener, UdpListener)]
 
     def flows(self) -> list[UdpFlow]:
         """Return all flows, listener by listener."""
@@ -213,20 +218,20 @@ class Proxy:
 
     async def until_idle(self) -> None:
         """Wait until all connections have ended."""
-        await self.until(lambda: not self.listeners.open_relays)
+        await self.until(lambda: not self.served.open_relays)
 
     def assert_nothing_left(self) -> None:
         """Fail if an ended connection or flow has left something behind."""
-        tcp = [listener for listener in self.listeners._open.values() if not isinstance(listener, UdpListener)]
+        tcp = [listener for listener in self.served._listeners.values() if isinstance(listener, TcpListener)]
         tcp_sockets = {listener.sock.fileno() for listener in tcp if listener.sock}
         udp_sockets = {listener.fd for listener in self._open_udp_listeners()}
         assert set(self.engine.handlers) == tcp_sockets | udp_sockets
-        assert not self.listeners.open_flows
+        assert not self.served.open_flows
         self.assert_flows_consistent()
-        assert not self.listeners.open_relays
+        assert not self.served.open_relays
         assert self.engine.pipes._open == len(self.engine.pipes._spare)
         assert all(not pipe.level for pipe in self.engine.pipes._spare)
-        assert all(not member.open for _, live in self.listeners.pools() for member in live.members)
+        assert all(not member.open for _, live in self.served.pools() for member in live.members)
         assert all(not service.active for service in self.engine.counters.services.values())
         assert all(
             service.connections == sum(service.closed.values()) for service in self.engine.counters.services.values()
@@ -235,8 +240,8 @@ class Proxy:
     def assert_flows_consistent(self) -> None:
         """Fail unless all that is written down about the flows agrees."""
         flows = self.flows()
-        assert len(set(flows)) == len(flows) == self.listeners.open_flows
-        assert set(self.listeners._flows) == set(flows)
+        assert len(set(flows)) == len(flows) == self.served.open_flows
+        assert set(self.served._flows) == set(flows)
         for listener in self.udp_listeners():
             assert list(listener.flows.current) == [flow.key for flow in listener.flows.current.values()]
             assert all(flow.detached_s is None for flow in listener.flows.current.values())
@@ -246,8 +251,8 @@ class Proxy:
         assert all(handlers[flow.sock.fileno()] is flow for flow in flows)
         open_now = Counter(flow.member for flow in flows)
         assert all(flow.member.open == open_now[flow.member] for flow in flows)
-        for name, key in {(str(key.service_port), key) for key, _ in self.listeners.pools()}:
-            known = {member for other, live in self.listeners.pools() for member in live.known if other == key}
+        for name, key in {(str(key.service_port), key) for key, _ in self.served.pools()}:
+            known = {member for other, live in self.served.pools() for member in live.known if other == key}
             if key.service_port.protocol is Protocol.UDP:
                 assert sum(member.open for member in known) == sum(open_now[member] for member in known), name
         by_service = Counter(str(flow.listener.spec.key.service_port) for flow in flows)
@@ -262,9 +267,9 @@ class Proxy:
     def close(self) -> None:
         """Close everything."""
         self.listeners.close_listeners()
-        self.listeners.abort_relays()
-        self.listeners.close_flows()
+        self.served.abort()
         self.engine.close()
+        self.listeners.close()
 
 
 class FullEpoll:

@@ -72,7 +72,7 @@ class AnswerWriter:
         if end < BATCH:
             self.buffer = self._buffers[end]
         else:
-            self._send_all()
+            self.send_all()
 
     def flush(self) -> None:
         """Send all that wait.
@@ -80,13 +80,13 @@ class AnswerWriter:
         Raises:
             OSError: some could not be sent for a reason that is unknown; all others were.
         """
-        self._send_all()
+        self.send_all()
         if self._unknown is not None:
             unknown, self._unknown = self._unknown, None
             raise unknown
 
-    def _send_all(self) -> None:
-        """Send all that wait, and begin anew."""
+    def send_all(self) -> None:
+        """Send all that wait, and begin anew; ``flush`` still tells of those that could not be sent."""
         self._send_waiting()
         self._listener = None
         self._first = self._end = 0

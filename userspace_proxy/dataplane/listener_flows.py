@@ -85,11 +85,6 @@ class ListenerFlows:
         yield from self.current.values()
         yield from self._lingering
 
-    @property
-    def is_any_lingering(self) -> bool:
-        """Whether late answers may come."""
-        return bool(self._lingering)
-
     def make_room(self) -> None:
         """End the flows that are too many if there is to be one more."""
         if len(self.current) >= self._limits.max_flows:

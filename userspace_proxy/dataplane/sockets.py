@@ -4,8 +4,10 @@ The one place where an ``OSError`` of a listening socket becomes a ``ListenError
 sets. What is in no set is unexpected and propagates.
 """
 
+import ctypes
 import errno
 import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -57,6 +59,14 @@ _DIAL_OUTCOMES = {
 }
 
 AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+
+_LIBC = ctypes.CDLL(None)
+_NOWHERE = struct.pack("=H14x", socket.AF_UNSPEC)
+"""struct sockaddr, which has connect(2) dissolve what there is; ``socket.connect`` takes no such address."""
+
+MOST_RESERVED_FILES = 96
+"""Descriptors that listeners leave for all else, so that a process with too many listeners still has some for clients,
+for admin pages and for new workers; where it may have few, a quarter of them. Arbitrary."""
 
 _ABORTIVE = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger: on, 0 seconds
 
@@ -127,6 +137,8 @@ def start_listening(sock: socket.socket, spec: ListenerSpec, limits: RelayLimits
     with listen_errors(spec, names_holder=names_holder):
         set_nodelay(sock)
         set_keepalive(sock, limits)
+        # An urgent byte stays in the stream, also one that comes first; accepted sockets inherit it.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         _pass_over_connections(sock, is_on=True)
         try:
             sock.listen(limits.listen_backlog)
@@ -140,10 +152,30 @@ def stop_listening(sock: socket.socket) -> None:
 
     Linux lets it listen again later (inet_shutdown() and inet_listen() in net/ipv4/af_inet.c), which HAProxy relies on
     too. Copies of the descriptor in other processes do not keep it listening.
+
+    One that somebody has destroyed (ss -K) is made good: it does not listen, but would have what it accepts later be
+    shut down from the start (tcp_done() in net/ipv4/tcp.c).
     """
     _pass_over_connections(sock, is_on=False)
-    with suppress(OSError):  # ENOTCONN: somebody else has had it stop (ss -K)
+    if is_listening(sock):
         sock.shutdown(socket.SHUT_RDWR)
+    else:
+        _LIBC.connect(sock.fileno(), _NOWHERE, len(_NOWHERE))  # where a sandbox cannot, all is as before
+
+
+def give_up_port(sock: socket.socket) -> None:
+    """Have a socket refuse clients for good, and not be in the way of the next one at its place.
+
+    It is to be closed now; but engines may have it for a moment still, and its port with it.
+    """
+    with suppress(OSError):  # ENOTCONN: it does not listen
+        sock.shutdown(socket.SHUT_RDWR)
+    _pass_over_connections(sock, is_on=True)
+
+
+def is_listening(sock: socket.socket) -> bool:
+    """Return whether a socket listens (socket(7), SO_ACCEPTCONN)."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _pass_over_connections(sock: socket.socket, *, is_on: bool) -> None:
@@ -201,6 +233,7 @@ def opening(spec: ListenerSpec, kind: int, *, shares_port: bool, names_holder: b
     with listen_errors(spec, names_holder=names_holder):
         sock = socket.socket(AF[family], kind | socket.SOCK_NONBLOCK)
         try:
+            _require_room(sock)
             if family is Family.IPV6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if spec.is_virtual:
@@ -210,6 +243,14 @@ def opening(spec: ListenerSpec, kind: int, *, shares_port: bool, names_holder: b
         except Exception:
             sock.close()
             raise
+
+
+def _require_room(sock: socket.socket) -> None:
+    """Raise OSError as if there was no descriptor for a socket if it has got one of those that are reserved."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_reserved = limit - min(limit // 4, MOST_RESERVED_FILES)
+    if limit != resource.RLIM_INFINITY and sock.fileno() >= first_reserved:  # the kernel gives the lowest that is free
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 @contextmanager
@@ -241,6 +282,8 @@ def _reason(error: OSError, holder: str | None) -> str:
             return "no such address on this node"
         case errno.EMFILE:
             return "no file descriptor is left; raise the limit (ulimit -n, LimitNOFILE=)"
+        case errno.ENOSPC:  # epoll_ctl(2)
+            return "the kernel watches no more file descriptors; raise fs.epoll.max_user_watches"
         case _:
             return os.strerror(error.errno) if error.errno else str(error)
 

@@ -1,4 +1,4 @@
-"""TcpListener: accepts the connections of one listening socket and starts a relay for each.
+"""TcpListener: accepts the connections of a listening socket it is lent, and starts a relay for each.
 
 Its Route says to which Pool a client is led; a client that there is none for is reset at once, and where only steered
 clients are served, so is one that dialled the very place of the listener. It never waits for a Backend. Out of
@@ -8,7 +8,9 @@ and nothing is lost.
 
 import errno
 import logging
+import select
 import socket
+from collections.abc import Callable
 
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.balance.live_pool import LivePool, Member
@@ -18,15 +20,16 @@ from userspace_proxy.dataplane.counters import ServiceCounters
 from userspace_proxy.dataplane.engine import LISTENER_EVENTS, Engine
 from userspace_proxy.dataplane.sockets import (
     ACCEPT_LOST,
+    AF,
     OUT_OF_CAPACITY,
     errno_name,
     set_reset_on_close,
-    start_listening,
-    stop_listening,
     was_steered,
 )
 from userspace_proxy.dataplane.tcp_relay import TcpRelay
-from userspace_proxy.plan.state import ListenerSpec, Route
+from userspace_proxy.dataplane.timers import Deadlines
+from userspace_proxy.model.names import family_of
+from userspace_proxy.plan.state import ListenerKey, ListenerSpec, Route
 from userspace_proxy.telemetry.log_format import CONNECTION_LOGGER
 
 LOG = logging.getLogger(__name__)
@@ -36,17 +39,21 @@ ACCEPTS_PER_EVENT = 32
 """Connections accepted before others get their turn; arbitrary."""
 PAUSE_S = 0.1
 """Rest after running out of descriptors; what trio's serve_listeners uses."""
+SHARED_LISTENER_EVENTS = LISTENER_EVENTS | select.EPOLLEXCLUSIVE
+"""Of a socket from which several engines accept: one client is to wake one of them (epoll_ctl(2))."""
 
 
 class TcpListener:
-    """One listening socket, owned until ``close`` or ``stop``; its relays live on after that."""
+    """One listener while it is wanted; its relays live on after that."""
 
     __slots__ = (
         "_burst",
         "_dialled",
+        "_events",
         "_family",
         "_full",
         "_last_poll",
+        "_on_stopped",
         "_only_pool",
         "_paused",
         "_pools",
@@ -58,6 +65,7 @@ class TcpListener:
         "relays",
         "sock",
         "spec",
+        "young",
     )
 
     def __init__(
@@ -65,38 +73,42 @@ class TcpListener:
         *,
         engine: Engine,
         spec: ListenerSpec,
-        sock: socket.socket,
         pools: LivePools,
         route: Route,
         limits: RelayLimits,
         counters: ServiceCounters,
-        relays: set[TcpRelay],
+        relays: dict[TcpRelay, None],
+        on_stopped: Callable[[ListenerKey], None],
     ) -> None:
-        """Start to accept what the socket will have in its queue.
+        """Start without a socket (see ``open``).
 
         Args:
             engine: Watches the socket.
             spec: Says what it serves.
-            sock: From ``hold_port``; owned from here on, and to be made to listen (``start_listening``).
             pools: The Backends.
             route: Says for whom they are.
             limits: Bounds each connection.
             counters: Where connections are counted.
             relays: The live relays of all listeners; this one adds and removes its own.
-
-        Raises:
-            OSError: the kernel does not watch the socket, which remains the caller's.
+            on_stopped: See ``EngineListeners``.
         """
         self.engine = engine
         self.spec = spec
-        self.sock: socket.socket | None = sock
+        self.sock: socket.socket | None = None
+        """None: it has retired, or was not opened yet."""
         self._pools = pools
         self.limits = limits
         self.counters = counters
         self.relays = relays
         self.connections = 0
         """Open ones."""
-        self._family = int(sock.family)  # socket.family makes an enum member anew at each look
+        self._on_stopped = on_stopped
+        self.young: Deadlines[TcpRelay] = Deadlines(
+            engine.timers, min(limits.dial_next_after_s, limits.dial_timeout_s), self._look_at_young
+        )
+        """Connections that have not been looked after yet."""
+        self._family = int(AF[family_of(spec.address)])
+        self._events = LISTENER_EVENTS
         self._burst = 1
         """Accepts at the last event."""
         self._last_poll = 0
@@ -107,10 +119,31 @@ class TcpListener:
         self._dialled = None if frontend is None or frontend.address is None else str(frontend.address)
         """The address that all clients have dialled; None: there are several."""
         self.lead(route)
-        engine.add(sock.fileno(), self, LISTENER_EVENTS)
+
+    def open(self, sock: socket.socket, *, is_shared: bool) -> None:
+        """Accept from a socket, instead of the one before if there is one.
+
+        Args:
+            sock: Remains the caller's; not to be closed before ``stop`` or the next ``open``.
+            is_shared: Other engines accept from it, too.
+
+        Raises:
+            OSError: the kernel does not watch the socket; nothing has changed.
+        """
+        events = SHARED_LISTENER_EVENTS if is_shared else LISTENER_EVENTS
+        is_watched = sock is not self.sock and not (self._paused or self._full)
+        if is_watched:
+            self.engine.add(sock.fileno(), self, events)
+            self._unwatch()
+        self.sock = sock
+        self._events = events
+
+    def lead_again(self) -> None:
+        """Look again at the Pools that the Route leads to: one of them has changed, comes or goes."""
+        self.lead(self._route)
 
     def lead(self, route: Route) -> None:
-        """Put a Route in force for new connections; to be called again when one of its Pools comes or goes."""
+        """Put a Route in force for new connections."""
         self._route = route
         self._only_pool = None if self.spec.only_steered else self._pools.only_pool(route)
 
@@ -124,17 +157,17 @@ class TcpListener:
         polls = self.engine.polls
         self._burst = min(2 * self._burst, ACCEPTS_PER_EVENT) if polls == self._last_poll + 1 else 1
         self._last_poll = polls
+        if self._burst == 1:
+            self._requeue()
         for _ in range(self._burst):
             if self._paused or sock is None:
-                return
-            if cap is not None and self.connections >= cap:
-                self._full = True
-                self.engine.remove(sock.fileno())
                 return
             try:
                 # What socket.accept does, less the class written in Python around it (about 2 us).
                 fd, address = sock._accept()  # type: ignore[attr-defined] # noqa: SLF001
             except BlockingIOError:
+                self._last_poll = 0  # nobody else waits: the next event starts with one accept again
+                self._requeue()
                 return
             except OSError as error:
                 self._accept_failed(error)
@@ -147,7 +180,7 @@ class TcpListener:
             counters.active += 1
             self.connections += 1
             try:
-                TcpRelay(self, pool, accepted, address[:2])
+                TcpRelay(self, pool, accepted, address)
             except OSError as error:
                 if error.errno not in OUT_OF_CAPACITY:
                     raise
@@ -156,17 +189,29 @@ class TcpListener:
                 self._refuse(accepted, address[:2], CloseReason.RESOURCE)
                 self.pause(error.errno)
                 return
+            if self.connections == cap:  # now, not with the next client: it would wake this engine and no other one
+                self._full = True
+                self._unwatch()
+                return
+
+    def _requeue(self) -> None:
+        """Leave the next client to the other engines that accept from the same socket, if they are idle."""
+        if self._events is not SHARED_LISTENER_EVENTS or self.sock is None:
+            return
+        try:
+            self.engine.requeue(self.sock.fileno(), self._events)
+        except OSError as error:
+            if error.errno not in OUT_OF_CAPACITY:
+                raise
+            self.pause(error.errno)
 
     def _accept_failed(self, error: OSError) -> None:
         """Pause where there is no room for another connection; raise what is unexpected."""
         if error.errno in OUT_OF_CAPACITY:
             self.pause(error.errno)
-        elif error.errno == errno.EINVAL and self.sock is not None:  # accept(2): it does not listen
-            start_listening(self.sock, self.spec, self.limits, names_holder=True)
-            LOG.warning(
-                "somebody had the listener stop (ss -K, say); it listens again",
-                extra={"service": str(self.spec.key.service_port)},
-            )
+        elif error.errno == errno.EINVAL:  # accept(2): it does not listen
+            self._rest()
+            self._on_stopped(self.spec.key)
         elif error.errno not in ACCEPT_LOST:
             raise error
 
@@ -210,22 +255,39 @@ class TcpListener:
     def _rest(self) -> None:
         if self.sock is not None and not self._paused:
             self._paused = True
-            if self.sock.fileno() in self.engine.handlers:
-                self.engine.remove(self.sock.fileno())
+            self._unwatch()
             self.engine.timers.add(self.engine.now_s, PAUSE_S, self._resume)
 
     def _resume(self) -> None:
+        """Accept again if there is a descriptor: else a client would wake this engine in vain, and no other one."""
         self._paused = False
-        self._watch_again()
+        if self.sock is not None:
+            try:
+                self.sock.dup().close()
+            except OSError as error:
+                if error.errno not in OUT_OF_CAPACITY:
+                    raise
+                self.pause(error.errno)
+            else:
+                self._watch_again()
 
     def _watch_again(self) -> None:
         if self.sock is not None and not self._paused and not self._full:
             try:
-                self.engine.add(self.sock.fileno(), self, LISTENER_EVENTS)
+                self.engine.add(self.sock.fileno(), self, self._events)
             except OSError as error:
                 if error.errno not in OUT_OF_CAPACITY:
                     raise
                 self._rest()
+
+    def _look_at_young(self) -> None:
+        engine = self.engine
+        engine.run([relay.on_first_look for relay in self.young.take_due(engine.now_s)])
+
+    def _unwatch(self) -> None:
+        """Have the engine forget the socket: it must before that is closed, as others have the same one."""
+        if self.sock is not None and self.sock.fileno() in self.engine.handlers:
+            self.engine.remove(self.sock.fileno())
 
     def count_dial(self, outcome: str) -> None:
         """Count a dial that did not connect."""
@@ -234,12 +296,12 @@ class TcpListener:
     def count_connected(self, member: Member, duration_s: float) -> None:
         """Count a dial that connected."""
         member.connections += 1
-        self.count_dial("connected")
+        self.counters.dials["connected"] += 1
         self.engine.counters.dial_duration.observe(duration_s)
 
     def on_closed(self, relay: TcpRelay, reason: CloseReason) -> None:
         """Account for a relay that has just ended."""
-        self.relays.discard(relay)
+        self.relays.pop(relay, None)
         self.connections -= 1
         self.report_bytes(relay)
         counters = self.counters
@@ -260,24 +322,10 @@ class TcpListener:
             self.counters.bytes_to_client += backend.byte_count - backend.reported_byte_count
             backend.reported_byte_count = backend.byte_count
 
-    def close(self) -> None:
-        """Stop listening for good: new clients are refused; those queued in the kernel are reset."""
-        sock = self.stop()
-        if sock is not None:
-            sock.close()
-
-    def stop(self) -> socket.socket | None:
-        """Stop listening as ``close`` does, and give the socket away, which holds its port still.
-
-        Returns:
-            The socket, owned by the caller, for another TcpListener some day; None: this one was stopped before.
-        """
-        sock, self.sock = self.sock, None
-        if sock is not None:
-            if sock.fileno() in self.engine.handlers:
-                self.engine.remove(sock.fileno())
-            stop_listening(sock)
-        return sock
+    def stop(self) -> None:
+        """Accept no more, until it is opened again."""
+        self._unwatch()
+        self.sock = None
 
     def _log_connection(
         self, client_address: tuple[str, int], reason: CloseReason, relay: TcpRelay | None = None

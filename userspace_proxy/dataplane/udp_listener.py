@@ -2,7 +2,7 @@
 
 A flow is found by the client's address and the address it sent to, and made with its first datagram; with balancing by
 datagram there is one for each Backend. A flow whose Backend is not to be used any more is *detached*: the client's next
-datagram makes another one, while this one delivers late answers for ``LINGER_S``. So does a listener that is *retired*
+datagram makes another one, while this one delivers late answers for a while. So does a listener that is *retired*
 for want of Backends: the kernel refuses what is sent to it, but it can still send from its address, and holds its port.
 
 Everything happens within the event that brought it about: nothing waits, and no datagram is queued.
@@ -24,8 +24,8 @@ from userspace_proxy.dataplane.datagram_buffers import DatagramBuffers
 from userspace_proxy.dataplane.datagram_memory import BATCH
 from userspace_proxy.dataplane.engine import LISTENER_EVENTS, Engine
 from userspace_proxy.dataplane.flow_table import FlowTable
-from userspace_proxy.dataplane.listener_flows import LINGER_S, ListenerFlows
-from userspace_proxy.dataplane.sockets import OUT_OF_CAPACITY, errno_name
+from userspace_proxy.dataplane.listener_flows import ListenerFlows
+from userspace_proxy.dataplane.sockets import AF, OUT_OF_CAPACITY, errno_name
 from userspace_proxy.dataplane.udp_addresses import address_layout
 from userspace_proxy.dataplane.udp_flow import TOUCH_S, UdpFlow
 from userspace_proxy.dataplane.udp_sockets import (
@@ -36,9 +36,8 @@ from userspace_proxy.dataplane.udp_sockets import (
     NO_WAY,
     REFUSALS,
     read_drops,
-    refuse_datagrams,
 )
-from userspace_proxy.errors import ListenError
+from userspace_proxy.model.names import family_of
 from userspace_proxy.model.service_port import UdpBalance
 from userspace_proxy.plan.state import ListenerSpec, Route
 
@@ -51,12 +50,13 @@ PAUSE_S = 0.1
 
 
 class UdpListener:
-    """One UDP socket and its flows, owned until ``close``."""
+    """One listener while it is wanted, and its flows; the socket is lent."""
 
     __slots__ = (
         "_balance",
         "_dialled",
         "_drops",
+        "_has_received",
         "_is_short",
         "_only_pool",
         "_place",
@@ -79,7 +79,6 @@ class UdpListener:
         *,
         engine: Engine,
         spec: ListenerSpec,
-        sock: socket.socket,
         pools: LivePools,
         route: Route,
         limits: FlowLimits,
@@ -87,21 +86,17 @@ class UdpListener:
         table: FlowTable,
         buffers: DatagramBuffers,
     ) -> None:
-        """Start to receive.
+        """Start without a socket (see ``open``).
 
         Args:
             engine: Watches the sockets.
             spec: Says what it serves.
-            sock: See ``open``.
             pools: The Backends.
             route: Says for whom they are.
             limits: Bounds the flows.
             counters: Where flows and datagrams are counted.
             table: The flows of all listeners; this one adds and removes its own.
             buffers: Those of the engine.
-
-        Raises:
-            OSError: see ``open``.
         """
         self.engine = engine
         self.spec = spec
@@ -113,36 +108,43 @@ class UdpListener:
         frontend = spec.key.frontend
         self._dialled = None if frontend is None or frontend.address is None else str(frontend.address)
         """The address that all clients have sent to; None: there are several."""
-        self.layout = address_layout(sock.family, is_wildcard=spec.address.is_unspecified)
+        self.layout = address_layout(AF[family_of(spec.address)], is_wildcard=spec.address.is_unspecified)
         self._reader = buffers.reader(self.layout)
         self.answers = buffers.answers
         self._route = route
         self._only_pool: LivePool | None = None
         self._balance = UdpBalance.FLOW
         self.sock: socket.socket | None = None
-        """None: it is closed."""
+        """None: it was not opened yet, or is closed."""
         self.fd = -1
         self._drops = 0
         """What the kernel has told of dropped datagrams, as far as it is counted."""
+        self._has_received = False
+        """Since that was asked for: only where there are datagrams to be received, there is no room for more."""
+        self._place = ("", 0)
         self.is_retired = False
         self.lead(route)
-        self.open(sock)
 
     def open(self, sock: socket.socket) -> None:
-        """Receive from a socket, at first or after ``retire``; in that case it takes the place of the one there was.
+        """Receive from a socket, at first or after ``retire``, instead of the one before if there is one.
 
         Args:
-            sock: From ``open_datagram_socket``; owned from here on.
+            sock: From ``open_datagram_sockets``; remains the caller's, who does not close it before ``close`` or the
+                next ``open``.
 
         Raises:
-            OSError: the kernel does not watch the socket, which remains the caller's; nothing has changed.
+            OSError: the kernel does not watch the socket; nothing has changed.
         """
+        if sock is self.sock and not self.is_retired:
+            return
         self.engine.add(sock.fileno(), self, LISTENER_EVENTS)
-        self._close_socket()
+        if not self.is_retired:
+            self._drop_queued()
+        self._let_go()
         self.sock = sock
         self.fd = sock.fileno()
         self._drops = 0
-        self._place: tuple[str, int] = sock.getsockname()[:2]
+        self._place = sock.getsockname()[:2]
         self.is_retired = False
 
     @property
@@ -154,6 +156,7 @@ class UdpListener:
 
     def on_event(self, mask: int) -> None:  # noqa: ARG002
         """Pass on what clients have sent, up to a turn's worth."""
+        self._has_received = True
         for _ in range(BATCHES_PER_EVENT):
             batch = self._reader.receive(self.fd)
             self._pass_on(iter(batch))
@@ -373,8 +376,12 @@ class UdpListener:
 
     # What is wanted
 
+    def lead_again(self) -> None:
+        """Look again at the Pools that the Route leads to: one of them has changed, comes or goes."""
+        self.lead(self._route)
+
     def lead(self, route: Route) -> None:
-        """Put a Route in force; to be called again when one of its Pools changes, comes or goes.
+        """Put a Route in force.
 
         Flows whose Backend serves stay with it, unless the new Route keeps their client out.
         """
@@ -397,58 +404,42 @@ class UdpListener:
             self.flows.detach(stale, FlowEnd.ENDPOINT_GONE)
 
     def retire(self, reason: FlowEnd) -> None:
-        """Take no more datagrams, have the kernel refuse new ones, and deliver answers for a while; hold the port.
+        """Take no more datagrams, which the kernel refuses by now, and deliver answers for a while by the same socket.
 
         Args:
             reason: Why the flows end.
-
-        Raises:
-            ListenError: the kernel cannot be had to refuse; the listener is closed.
         """
-        sock = self.sock
-        if sock is None or self.is_retired:
+        if self.sock is None or self.is_retired:
             return
-        try:
-            refuse_datagrams(sock, self.spec)
-        except ListenError:  # no way even to this node itself: no answers come either
-            self.close(reason)
-            raise
         self.is_retired = True
-        with suppress(OSError):  # somebody may have destroyed the socket (ss -K)
-            while batch := self._reader.receive(self.fd):  # ends, as no more come
-                self.counters.dropped[DropReason.NO_ENDPOINT] += len(batch)
+        self._drop_queued()
         self._unwatch()
         self.flows.detach(list(self.flows.current.values()), reason)
 
+    def _drop_queued(self) -> None:
+        """Drop what has come for nobody, as there were no Backends: no more comes by the socket that it has."""
+        with suppress(OSError):  # somebody may have destroyed the socket (ss -K)
+            while self.sock is not None and (batch := self._reader.receive(self.fd)):
+                self.counters.dropped[DropReason.NO_ENDPOINT] += len(batch)
+
     def stop(self) -> None:
-        """Retire as the proxy stops, and hold the port no longer than late answers may come.
-
-        Flows that were silent for a while are not waited for.
-        """
+        """Retire as the proxy stops; flows that were silent for a while are not waited for."""
         self.flows.end_silent(FlowEnd.STOPPED)
-        with suppress(ListenError):  # it is closed then
-            self.retire(FlowEnd.STOPPED)
-        if self.flows.is_any_lingering:
-            self.engine.timers.add(self.engine.now_s, LINGER_S, self._end_stopped)  # the flows have theirs before
-        else:
-            self._close_socket()
-
-    def _end_stopped(self) -> None:
-        if self.is_retired and not self.flows.is_any_lingering:
-            self._close_socket()
+        self.retire(FlowEnd.STOPPED)
 
     def close(self, reason: FlowEnd) -> None:
         """Take no more datagrams and end all flows at once; nothing leaves any more."""
         self.flows.end_all(reason)
-        self._close_socket()
+        self._let_go()
 
-    def _close_socket(self) -> None:
-        sock, self.sock = self.sock, None
+    def _let_go(self) -> None:
+        sock = self.sock
         if sock is not None:
+            self.answers.send_all()  # what has come in this batch of events would meet a closed socket
             self._count_drops(sock)
             self._unwatch()
+            self.sock = None
             self.fd = -1  # whoever should use it by mistake must not meet another socket
-            sock.close()
 
     def _unwatch(self) -> None:
         if self.fd in self.engine.handlers:
@@ -473,12 +464,14 @@ class UdpListener:
 
     def report(self) -> None:
         """Bring the counters up to date."""
-        for flow in self.flows:
-            self.flows.report(flow)
-        if self.sock is not None:
+        if self.counters.active:
+            for flow in self.flows:
+                self.flows.report(flow)
+        if self.sock is not None and self._has_received:
             self._count_drops(self.sock)
 
     def _count_drops(self, sock: socket.socket) -> None:
+        self._has_received = False
         drops = read_drops(sock)
         self.counters.dropped[DropReason.BUFFER_FULL] += drops - self._drops
         self._drops = drops

@@ -3,6 +3,7 @@
 import errno
 import socket
 import struct
+from contextlib import suppress
 from typing import cast
 
 from userspace_proxy.dataplane.sockets import OUT_OF_CAPACITY, listen_errors, opening, share_port
@@ -79,40 +80,80 @@ _DROPS = 8
 """Position in what SO_MEMINFO returns: SK_MEMINFO_DROPS of linux/sock_diag.h."""
 
 
-def open_datagram_socket(
-    spec: ListenerSpec, *, shares_port: bool, names_holder: bool, predecessor: socket.socket | None = None
-) -> socket.socket:
-    """Return a non-blocking UDP socket bound to where the spec says; the caller owns it.
+def open_datagram_sockets(
+    spec: ListenerSpec,
+    count: int,
+    *,
+    shares_port: bool,
+    names_holder: bool,
+    predecessors: tuple[socket.socket, ...] = (),
+    takes_over: bool = False,
+) -> tuple[socket.socket, ...]:
+    """Return non-blocking UDP sockets bound to where the spec says, a group if there are several; the caller owns them.
+
+    They are a group of their own: nothing is led to their predecessors, and they are numbered in this order.
 
     Args:
         spec: Where.
+        count: How many.
         shares_port: See ``sockets.share_port``.
         names_holder: See ``sockets.hold_port``.
-        predecessor: Holds the port so far (see ``refuse_datagrams``), and still does so afterwards; None: nobody does.
+        predecessors: Hold the port so far (see ``refuse_datagrams``), and still do so afterwards; none: nobody does.
+        takes_over: Somebody may have a socket there still that was given up (see ``give_up_datagram_port``).
 
     Raises:
-        ListenError: it cannot be opened; the sentence names the place and the reason.
+        ListenError: they cannot be opened; the sentence names the place and the reason.
     """
-    is_shared = shares_port or predecessor is not None
-    with opening(spec, socket.SOCK_DGRAM, shares_port=is_shared, names_holder=names_holder) as sock:
-        _prepare(sock, spec.address)
-        if predecessor is not None:
-            share_port(predecessor, is_shared=True)
-        try:
-            sock.bind((str(spec.address), spec.port))
-        finally:
-            if predecessor is not None:
-                share_port(predecessor, is_shared=shares_port)
-        share_port(sock, is_shared=shares_port)
-    return sock
+    sockets: list[socket.socket] = []
+    try:
+        for other in predecessors:
+            _make_way(other, is_on=True)
+            share_port(other, is_shared=False)  # or they would be of one group
+        for _ in range(count):
+            is_shared = shares_port or bool(sockets)
+            with opening(spec, socket.SOCK_DGRAM, shares_port=is_shared, names_holder=names_holder) as sock:
+                _prepare(sock, spec.address)
+                for other in sockets:
+                    share_port(other, is_shared=True)
+                _make_way(sock, is_on=takes_over or bool(predecessors))
+                sock.bind((str(spec.address), spec.port))
+                _make_way(sock, is_on=False)
+            sockets.append(sock)
+    except Exception:
+        for sock in sockets:
+            sock.close()
+        raise
+    finally:
+        for other in predecessors:
+            _make_way(other, is_on=False)
+            share_port(other, is_shared=shares_port)
+    return tuple(sockets)
 
 
-def hold_datagram_port(spec: ListenerSpec, *, shares_port: bool, names_holder: bool) -> socket.socket:
+def give_up_datagram_port(sock: socket.socket, spec: ListenerSpec) -> None:
+    """Have a socket take no more datagrams, and not be in the way of those that are bound to its place to take over.
+
+    It is to be closed now; but engines may have it for a moment still, and its port with it.
+    """
+    with suppress(ListenError):
+        refuse_datagrams(sock, spec)
+    share_port(sock, is_shared=False)
+    _make_way(sock, is_on=True)
+
+
+def _make_way(sock: socket.socket, *, is_on: bool) -> None:
+    """Set whether a UDP socket may be bound where others are that say the same (socket(7), SO_REUSEADDR)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, is_on)
+
+
+def hold_datagram_port(
+    spec: ListenerSpec, *, shares_port: bool, names_holder: bool, takes_over: bool = False
+) -> socket.socket:
     """Return a UDP socket at which nothing arrives (see ``refuse_datagrams``), so that nobody else has the port.
 
-    The caller owns it. Args and errors are those of ``open_datagram_socket``.
+    The caller owns it. Args and errors are those of ``open_datagram_sockets``.
     """
-    sock = open_datagram_socket(spec, shares_port=shares_port, names_holder=names_holder)
+    (sock,) = open_datagram_sockets(spec, 1, shares_port=shares_port, names_holder=names_holder, takes_over=takes_over)
     try:
         refuse_datagrams(sock, spec)
     except ListenError:

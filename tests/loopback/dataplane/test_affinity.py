@@ -31,7 +31,7 @@ async def visit(proxy: Proxy, peers: Peers, address: tuple[str, int], host: str 
 def backend_host(proxy: Proxy, client: Peer) -> str:
     """Return the host of the Backend at which the connection of a client ends."""
     name = client.sock.getsockname()[:2]
-    (relay,) = (one for one in proxy.listeners.relays() if one.client_address == name)
+    (relay,) = (one for one in proxy.served.relays() if one.client_address == name)
     assert relay.backend is not None
     return relay.backend.member.address[0]
 
@@ -73,7 +73,7 @@ async def test_c_4_client_of_a_backend_that_leaves_gets_another_one() -> None:
         assert await visit(proxy, peers, address) == FIRST
         proxy.set_pool(*(server.backend for server in servers[1:]), affinity_timeout_s=TIMEOUT_S)
         assert await visit(proxy, peers, address) == SECOND
-        assert [len(proxy.closed()), proxy.listeners.open_relays] == [0, 2]
+        assert [len(proxy.closed()), proxy.served.open_relays] == [0, 2]
         assert await visit(proxy, peers, address) == SECOND
 
 
@@ -99,9 +99,9 @@ async def test_c_5_client_of_a_backend_that_is_silent_moves_to_the_one_that_answ
         (server,) = listen(peers, SECOND)
         address = proxy.serve(hole.backend, server.backend, affinity_timeout_s=TIMEOUT_S)
         await peers.connect(address, source=(CLIENT, 0))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.advance(0.25)
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [OPEN])
         assert await visit(proxy, peers, address) == SECOND
         assert proxy.counters().dials == {"connected": 2, "superseded": 1}
 
@@ -140,7 +140,7 @@ async def test_clients_that_are_forgotten_before_their_time_are_counted() -> Non
     async with open_proxy(driven=False) as proxy, open_peers() as peers:
         (server,) = listen(peers, FIRST)
         address = proxy.serve(server.backend, affinity_timeout_s=TIMEOUT_S)
-        ((_, live),) = proxy.listeners.pools()
+        ((_, live),) = proxy.served.pools()
         for number in range(MAX_CLIENTS):
             live.pick_for(str(number), (), proxy.engine.now_s)
         assert proxy.engine.counters.affinity_evictions == 0

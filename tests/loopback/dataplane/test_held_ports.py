@@ -13,6 +13,7 @@ from peers import (
     Peers,
     count_descriptors,
     descriptors_left,
+    destroy,
     echo,
     greet,
     is_taken,
@@ -137,7 +138,7 @@ async def test_tcp_listener_that_was_made_to_stop_by_others_is_removed_like_any_
             proxy.open_all()
             sock = proxy.tcp_listener().sock
             assert sock is not None
-            sock.shutdown(socket.SHUT_RDWR)
+            destroy(sock)
             proxy.listeners.remove_listener(spec.key)
         assert not is_taken(HOST, PORT)
         want(proxy, spec, peers.listen(greet(b"hello")).backend)
@@ -147,6 +148,23 @@ async def test_tcp_listener_that_was_made_to_stop_by_others_is_removed_like_any_
             assert await client.receive(5) == b"hello"
 
 
+async def test_tcp_listener_that_was_made_to_stop_by_others_and_loses_its_backends_serves_the_next_ones() -> None:
+    """What the kernel has left of the socket does not show in the connections that it accepts later."""
+    async with open_proxy(driven=False) as proxy, open_peers() as peers:
+        spec = spec_of(Protocol.TCP)
+        want(proxy, spec, peers.listen(echo).backend)
+        proxy.open_all()
+        sock = proxy.tcp_listener().sock
+        assert sock is not None
+        destroy(sock)
+        want(proxy, spec)
+        proxy.open_all()
+        want(proxy, spec, peers.listen(echo).backend)
+        proxy.open_all()
+        async with proxy.driving():
+            await assert_echoes(peers)
+
+
 async def test_tcp_listener_that_was_made_to_stop_by_others_listens_again(caplog: pytest.LogCaptureFixture) -> None:
     """One line says so; to take it for a bug would log one for each rest, and serve nobody, for ever."""
     async with open_proxy(driven=False) as proxy, open_peers() as peers:
@@ -154,7 +172,7 @@ async def test_tcp_listener_that_was_made_to_stop_by_others_listens_again(caplog
         proxy.open_all()
         sock = proxy.tcp_listener().sock
         assert sock is not None
-        sock.shutdown(socket.SHUT_RDWR)
+        destroy(sock)
         assert refuses()
         proxy.settle()
         assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -244,14 +262,15 @@ def test_held_port_is_free_at_once_when_the_listener_goes(protocol: Protocol, ch
                 want(proxy, spec_of(protocol, port=OTHER_PORT))
             else:
                 proxy.listeners.close_listeners()
+                proxy.listeners.close()
             assert not is_taken(HOST, PORT, KINDS[protocol])
             proxy.open_all()
             assert is_taken(HOST, OTHER_PORT, KINDS[protocol]) == (change == "moved")
             proxy.listeners.remove_listener(spec.key)
 
 
-def test_held_port_of_udp_is_free_once_late_answers_are_delivered_when_the_proxy_stops() -> None:
-    """No longer than flows linger, also where the listener had lost its Backends before."""
+def test_held_port_of_udp_delivers_late_answers_when_the_proxy_stops_and_is_free_when_it_has() -> None:
+    """Also where the listener had lost its Backends before."""
     with stepped_proxy() as proxy, open_udp_peers() as peers:
         spec = spec_of(Protocol.UDP)
         server = peers.server()
@@ -269,8 +288,11 @@ def test_held_port_of_udp_is_free_once_late_answers_are_delivered_when_the_proxy
         server.answer(b"late", to=server.senders[0])
         proxy.pass_on()
         assert client.take() == [b"late"]
-        assert is_taken(HOST, PORT, socket.SOCK_DGRAM)
         proxy.advance(5.0)
+        assert not proxy.served.open_flows
+        assert is_taken(HOST, PORT, socket.SOCK_DGRAM)
+        assert client.is_refused()
+        proxy.listeners.close()
         assert not is_taken(HOST, PORT, socket.SOCK_DGRAM)
 
 

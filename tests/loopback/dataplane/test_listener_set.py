@@ -104,7 +104,7 @@ async def test_listener_and_pool_may_come_in_any_order() -> None:
         proxy.listeners.remove_pool(wanted.key)
         open_all(proxy)
         assert refuses()
-        assert list(proxy.listeners.pools()) == []
+        assert list(proxy.served.pools()) == []
         proxy.listeners.remove_pool(wanted.key)
         open_all(proxy)
         proxy.listeners.apply_pool(wanted)
@@ -321,7 +321,7 @@ async def test_report_bytes_counts_connections_that_are_still_open() -> None:
         for rounds in range(1, 4):
             await assert_answers(client)
             for _ in range(2):
-                proxy.listeners.report()
+                proxy.served.report()
                 counters = proxy.counters()
                 assert (counters.bytes_to_backend, counters.bytes_to_client) == (4 * rounds, 4 * rounds)
         client.close()
@@ -335,8 +335,8 @@ async def test_report_bytes_of_a_connection_without_a_backend_is_nothing() -> No
         hole = await peers.black_hole()
         client = await peers.connect(proxy.serve(hole.backend))
         await client.send(b"waits")
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
-        proxy.listeners.report()
+        await proxy.poll_until(lambda: proxy.served.open_relays)
+        proxy.served.report()
         assert (proxy.counters().bytes_to_backend, proxy.counters().bytes_to_client) == (0, 0)
 
 
@@ -355,10 +355,10 @@ async def test_close_listeners_accepts_no_more_and_leaves_connections_alone() ->
             assert proxy.listeners.open_listeners == 0
             await client.send(b"still here")
             assert await backend.receive(10) == b"still here"
-            proxy.listeners.abort_relays()
+            proxy.served.abort()
             assert await client.receive_to_end() == (b"", End.RST)
             assert await backend.receive_to_end() == (b"", End.RST)
-            assert proxy.listeners.open_relays == 0
+            assert proxy.served.open_relays == 0
             assert counters.closed == {CloseReason.KILLED_OPEN.value: 1}
             proxy.assert_nothing_left()
 
@@ -394,4 +394,4 @@ async def test_cap_counts_for_each_listener_apart() -> None:
         waiting = await peers.connect(addresses[0])
         await waiting.send(b"ping")
         await trio.testing.wait_all_tasks_blocked()
-        assert proxy.listeners.open_relays == 2
+        assert proxy.served.open_relays == 2

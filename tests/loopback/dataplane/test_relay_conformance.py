@@ -19,8 +19,7 @@ async def clog(proxy: Proxy, *ends: Peer) -> None:
 def total_bytes(proxy: Proxy) -> int:
     """Return how many bytes live relays have moved."""
     return sum(
-        relay.client.byte_count + (relay.backend.byte_count if relay.backend else 0)
-        for relay in proxy.listeners.relays()
+        relay.client.byte_count + (relay.backend.byte_count if relay.backend else 0) for relay in proxy.served.relays()
     )
 
 

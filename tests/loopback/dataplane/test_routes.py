@@ -175,17 +175,17 @@ async def test_d_6_node_that_dials_its_own_load_balancer_address_is_told_by_the_
         listener = TcpListener(
             engine=proxy.engine,
             spec=ListenerSpec(listener_key(policy=PolicyClass.EXTERNAL, frontend=own), backend().address, 0),
-            sock=sock,
-            pools=proxy.listeners._pools,
+            pools=proxy.served.live_pools,
             route=route(CLUSTER, source_ranges=["192.0.2.0/24"]),
             limits=RelayLimits(),
             counters=proxy.counters(),
-            relays=proxy.listeners._relays,
+            relays=proxy.served._relays,
+            on_stopped=proxy.listeners.listen_again,
         )
-        try:
+        with sock:
+            listener.open(sock, is_shared=False)
             assert await greeting(peers, sock.getsockname()) == (b"cluster" if dialled == "198.18.0.1" else b"")
-        finally:
-            listener.close()
+            listener.stop()
 
 
 @pytest.mark.parametrize("driven_before", [True, False], ids=["open", "queued"])
@@ -264,7 +264,7 @@ async def test_relay_goes_on_with_the_pool_it_began_with() -> None:
         set_pool(proxy, CLUSTER, hole.backend)
         set_pool(proxy, LOCAL, peers.listen(echo).backend)
         await peers.connect(proxy.listen(EXTERNAL, ALL_CLUSTER))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.listeners.apply_route(EXTERNAL, route(LOCAL))
         proxy.open_all()
         proxy.advance(2.0)

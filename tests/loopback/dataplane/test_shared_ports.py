@@ -92,8 +92,7 @@ class Servers:
 
     def is_shared(self, key: ListenerKey) -> bool:
         """Return whether the socket of a listener says that its port may be shared."""
-        sock = self.proxy.listeners._socket_of(key)
-        assert sock is not None
+        (sock,) = self.proxy.listeners._sockets[key]
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
 
 
@@ -346,8 +345,9 @@ class Places(RuleBasedStateMachine):
                     self.proxy.listeners.remove_listener(spec.key)
                 self.proxy.advance(300.0)
                 listeners = self.proxy.listeners
-                assert not any((listeners._held, listeners._retired, listeners._open, listeners._ports._places))
+                assert not any((listeners._sockets, listeners._serving, listeners._ports._places))
                 assert not any((listeners._failed, listeners._doubtful, listeners._wanted, listeners._keys))
+                assert not any((self.proxy.served._listeners, self.proxy.served._keys))
                 self.proxy.assert_nothing_left()
                 assert not any(is_taken("0.0.0.0", port, kind) for port in PORTS for kind in KINDS.values())
                 del self.proxy

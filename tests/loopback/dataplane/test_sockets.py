@@ -1,6 +1,7 @@
 """How listening sockets are opened, what is said when they cannot be, and what the errnos of dials are called."""
 
 import errno
+import itertools
 import os
 import socket
 from contextlib import ExitStack, suppress
@@ -11,9 +12,10 @@ import pytest
 from attrs import evolve
 from builders import listener_key
 from peers import descriptors_left, is_taken, nothing_left_open, own_host, unprivileged
-from udp_peers import own_port
+from udp_peers import flush_loopback, own_port
 
 from userspace_proxy.config import RelayLimits
+from userspace_proxy.dataplane.reuseport import choose_by_source
 from userspace_proxy.dataplane.sockets import (
     ACCEPT_LOST,
     NO_LOCAL_PORT,
@@ -26,7 +28,7 @@ from userspace_proxy.dataplane.sockets import (
     stop_listening,
 )
 from userspace_proxy.dataplane.udp_addresses import IP_PKTINFO
-from userspace_proxy.dataplane.udp_sockets import open_datagram_socket
+from userspace_proxy.dataplane.udp_sockets import open_datagram_sockets, refuse_datagrams
 from userspace_proxy.errors import ListenError
 from userspace_proxy.model.names import Protocol
 from userspace_proxy.plan.state import ListenerSpec
@@ -148,7 +150,8 @@ def test_sockets_at_an_address_that_comes_later_open(host: str) -> None:
     with hold_port(where, shares_port=False, names_holder=False) as sock:
         start_listening(sock, where, RelayLimits(), names_holder=False)
     where = evolve(udp_spec(host, 53), is_virtual=True)
-    with open_datagram_socket(where, shares_port=False, names_holder=False) as sock:
+    (sock,) = open_datagram_sockets(where, 1, shares_port=False, names_holder=False)
+    with sock:
         assert sock.getsockname()[:2] == (host, 53)
 
 
@@ -235,7 +238,8 @@ def udp_spec(host: str, port: int = 0) -> ListenerSpec:
 
 def open_udp(host: str, port: int = 0) -> socket.socket:
     """Return a socket that takes datagrams."""
-    return open_datagram_socket(udp_spec(host, port), shares_port=False, names_holder=False)
+    (sock,) = open_datagram_sockets(udp_spec(host, port), 1, shares_port=False, names_holder=False)
+    return sock
 
 
 @pytest.mark.parametrize("host", [HOST, "::1", "0.0.0.0", "::"], ids=["IPv4", "IPv6", "any IPv4", "any IPv6"])
@@ -269,7 +273,7 @@ def test_datagram_socket_at_a_port_in_use_names_the_holder_if_asked() -> None:
         listening(HOST, port).close()
         for names_holder, who in ((True, f"pid {os.getpid()} ("), (False, "another process")):
             with nothing_left_open(), pytest.raises(ListenError) as caught:
-                open_datagram_socket(udp_spec(HOST, port), shares_port=False, names_holder=names_holder)
+                open_datagram_sockets(udp_spec(HOST, port), 1, shares_port=False, names_holder=names_holder)
             text = str(caught.value)
             assert text.startswith(f"cannot listen on {HOST}:{port} for shop/dns:dns")
             assert f"in use by {who}" in text
@@ -281,6 +285,41 @@ def test_datagram_socket_that_cannot_be_opened_says_why() -> None:
         open_udp(HOST)
     with nothing_left_open(), pytest.raises(ListenError, match="no such address on this node"):
         open_udp("192.0.2.1", 53)
+
+
+@pytest.mark.parametrize("shares_port", [False, True])
+def test_datagram_sockets_that_have_predecessors_are_a_group_of_their_own(shares_port: bool) -> None:  # noqa: FBT001
+    """The kernel chooses from them alone, and the predecessors hold the port as before if the new ones go."""
+    host = own_host(5)
+    place = udp_spec(host, own_port(1))
+    with ExitStack() as stack:
+        before: tuple[socket.socket, ...] = ()
+        for _ in range(2):
+            group = open_datagram_sockets(place, 3, shares_port=shares_port, names_holder=False, predecessors=before)
+            for sock in group:
+                stack.enter_context(sock)
+            choose_by_source(group[0], len(group))
+            for number in range(30):
+                client = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+                client.bind((f"127.0.1.{number + 1}", 0))
+                client.sendto(b"ping", (host, place.port))
+            flush_loopback()
+            assert sum(map(count_datagrams, group)) == 30
+            assert all(count_datagrams(sock) == 0 for sock in before)
+            for sock in group:
+                refuse_datagrams(sock, place)
+            assert not any(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) for sock in (*group, *before))
+            before = group
+
+
+def count_datagrams(sock: socket.socket) -> int:
+    """Return how many datagrams a socket has received; they are gone then."""
+    for count in itertools.count():
+        try:
+            sock.recv(100)
+        except BlockingIOError:
+            return count
+    raise AssertionError
 
 
 @pytest.mark.parametrize(

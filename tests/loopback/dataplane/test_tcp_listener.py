@@ -19,7 +19,7 @@ from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.config import RelayLimits
 from userspace_proxy.dataplane.tcp_listener import ACCEPTS_PER_EVENT, PAUSE_S, TcpListener
 from userspace_proxy.dataplane.tcp_relay import OPEN
-from userspace_proxy.plan.state import ListenerSpec
+from userspace_proxy.plan.state import ListenerKey, ListenerSpec
 
 LISTENER_LOG = "userspace_proxy.dataplane.tcp_listener"
 CONNECTION_LOG = "userspace_proxy.connections"
@@ -72,7 +72,7 @@ async def test_dial_without_descriptors_is_made_later(caplog: pytest.LogCaptureF
         proxy.settle()  # quiet before: so it accepts one client at its first event, and has not yet tried a second
         clients = [peers.connect_nowait(address) for _ in range(2)]
         with descriptors_left(1):
-            await proxy.poll_until(lambda: proxy.listeners.open_relays)
+            await proxy.poll_until(lambda: proxy.served.open_relays)
             assert proxy.engine.counters.accept_pauses == {"EMFILE": 1}  # accepting more would only make it worse
             proxy.advance(1.0)
             assert proxy.counters().dials == {"no_descriptor": 5}
@@ -80,11 +80,11 @@ async def test_dial_without_descriptors_is_made_later(caplog: pytest.LogCaptureF
             assert proxy.engine.counters.accept_pauses["EMFILE"] > 5
             assert {record.name for record in caplog.records} == {LISTENER_LOG}
         proxy.advance(0.25)
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN, OPEN])
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [OPEN, OPEN])
         for client in clients:
             client.close()
             (await server.accept()).close()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         assert proxy.closed() == {CloseReason.NORMAL: 2}
 
 
@@ -93,10 +93,11 @@ async def test_dial_without_descriptors_for_the_whole_budget_resets_the_client()
     async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         client = peers.connect_nowait(proxy.serve(peers.listen().backend))
         with descriptors_left(1):
-            await proxy.poll_until(lambda: proxy.listeners.open_relays)
+            await proxy.poll_until(lambda: proxy.served.open_relays)
             proxy.advance(2.0)
         assert proxy.closed() == {CloseReason.RESOURCE: 1}
         assert await client.receive_to_end() == (b"", End.RST)
+        proxy.advance(PAUSE_S)
         proxy.assert_nothing_left()
 
 
@@ -116,7 +117,7 @@ async def test_accept_that_cannot_be_watched_resets_the_client_and_pauses() -> N
         epoll.room = 100
         proxy.advance(PAUSE_S)
         await get_answer(proxy, await peers.connect(address))
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         proxy.assert_nothing_left()
 
 
@@ -157,7 +158,7 @@ async def test_accept_at_the_cap_waits_for_a_connection_to_end() -> None:
         await proxy.poll_until(lambda: proxy.counters().dials.get("connected") == 2)
         for number, client in enumerate(clients):
             proxy.settle()
-            assert proxy.listeners.open_relays == min(2, 5 - number)
+            assert proxy.served.open_relays == min(2, 5 - number)
             await client.send(b"ping")
             client.fin()
             await proxy.poll_until(ended_well(proxy, number + 1))
@@ -220,6 +221,11 @@ class FailingSocket(socket.socket):
         return super()._accept()  # type: ignore[misc,no-any-return]
 
 
+def fail_if_called(key: ListenerKey) -> None:
+    """Be told that somebody has had a listener stop."""
+    raise AssertionError(key)
+
+
 @contextmanager
 def failing_listener(proxy: Proxy, *numbers: int) -> Iterator[TcpListener]:
     """Yield a listener whose accept fails with these errnos before it works."""
@@ -230,17 +236,17 @@ def failing_listener(proxy: Proxy, *numbers: int) -> Iterator[TcpListener]:
     listener = TcpListener(
         engine=proxy.engine,
         spec=ListenerSpec(listener_key(), IPv4Address("127.0.0.1"), 0),
-        sock=sock,
-        pools=proxy.listeners._pools,
+        pools=proxy.served.live_pools,
         route=route(),
         limits=RelayLimits(),
         counters=proxy.counters(),
-        relays=proxy.listeners._relays,
+        relays=proxy.served._relays,
+        on_stopped=fail_if_called,
     )
-    try:
+    with sock:
+        listener.open(sock, is_shared=False)
         yield listener
-    finally:
-        listener.close()
+        listener.stop()
 
 
 async def test_accept_that_loses_one_client_takes_the_next() -> None:
@@ -289,7 +295,7 @@ async def test_listener_closed_in_a_pause_stays_closed() -> None:
         proxy.advance(PAUSE_S)
         await get_answer(proxy, client)
         proxy.assert_nothing_left()
-        listener.close()
+        listener.stop()
         listener.pause(errno.EMFILE)
 
 
@@ -300,9 +306,9 @@ async def test_bug_in_a_relay_ends_that_relay_alone() -> None:
         server = peers.listen()
         address = proxy.serve(server.backend)
         client, neighbour = [await peers.connect(address) for _ in range(2)]
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN, OPEN])
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [OPEN, OPEN])
         backend, other_backend = [await server.accept() for _ in range(2)]
-        (relay,) = (one for one in proxy.listeners.relays() if one.client_address[1] == client.sock.getsockname()[1])
+        (relay,) = (one for one in proxy.served.relays() if one.client_address[1] == client.sock.getsockname()[1])
         relay.client.peer = None  # type: ignore[assignment]
         await client.send(b"boom")
         await proxy.poll_until(lambda: bugs)
@@ -312,7 +318,7 @@ async def test_bug_in_a_relay_ends_that_relay_alone() -> None:
         assert (await backend.receive_to_end())[1] is End.RST
         assert proxy.closed() == {CloseReason.BUG: 1}
         await neighbour.send(b"alive")
-        await proxy.poll_until(lambda: sum(one.client.byte_count for one in proxy.listeners.relays()))
+        await proxy.poll_until(lambda: sum(one.client.byte_count for one in proxy.served.relays()))
         assert await other_backend.receive(5) == b"alive"
 
 
@@ -322,7 +328,7 @@ async def test_bug_at_the_end_of_a_relay_is_reported_once() -> None:
     async with open_proxy(driven=False, report_bug=bugs.append) as proxy, open_peers() as peers:
         server = peers.listen()
         client = await peers.connect(proxy.serve(server.backend))
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [OPEN])
         listener = proxy.tcp_listener()
         listener.counters = None  # type: ignore[assignment]
         client.rst()
@@ -330,7 +336,7 @@ async def test_bug_at_the_end_of_a_relay_is_reported_once() -> None:
         assert (await (await server.accept()).receive_to_end())[1] is End.RST
         proxy.settle()
         assert len(bugs) == 1
-        assert proxy.listeners.open_relays == 0
+        assert proxy.served.open_relays == 0
 
 
 async def test_bug_while_dialling_ends_that_connection_alone() -> None:
@@ -341,7 +347,7 @@ async def test_bug_while_dialling_ends_that_connection_alone() -> None:
         open_peers() as peers,
     ):
         address = proxy.serve(peers.listen(echo).backend)
-        ((_, live),) = proxy.listeners.pools()
+        ((_, live),) = proxy.served.pools()
         pick = live.pick
         live.pick = None  # type: ignore[assignment]
         client = await peers.connect(address)
@@ -359,11 +365,11 @@ async def test_connection_log_has_one_record_per_connection(caplog: pytest.LogCa
     caplog.set_level(logging.INFO, CONNECTION_LOG)
     clock = VirtualClock()
     async with open_proxy(clock=clock, driven=False) as proxy, open_peers() as peers:
-        server = peers.listen()
-        client = await peers.connect(proxy.serve(server.backend))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
-        clock.now_s += 0.125
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
+        hole, server = await peers.black_hole("127.0.0.1"), peers.listen(host="127.0.0.2")
+        client = await peers.connect(proxy.serve(hole.backend, server.backend))
+        await proxy.poll_until(lambda: proxy.served.open_relays)
+        proxy.advance(0.25)
+        assert [relay.state for relay in proxy.served.relays()] == [OPEN]
         backend = await server.accept()
         proxy.advance(8.0)
         await client.send(b"12345")
@@ -373,7 +379,7 @@ async def test_connection_log_has_one_record_per_connection(caplog: pytest.LogCa
         await backend.send(b"123")
         port = client.sock.getsockname()[1]
         backend.close()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         (record,) = caplog.records
         assert record.getMessage() == "connection ended"
         expected = {
@@ -381,8 +387,8 @@ async def test_connection_log_has_one_record_per_connection(caplog: pytest.LogCa
             "client": f"127.0.0.1 port {port}",
             "backend": str(server.backend),
             "reason": "--",
-            "dial_duration_s": 0.125,
-            "duration_s": 8.125,
+            "dial_duration_s": 0.25,
+            "duration_s": 8.25,
             "bytes_to_backend": 5,
             "bytes_to_client": 3,
         }
@@ -395,7 +401,7 @@ async def test_connection_log_of_a_connection_without_a_backend(caplog: pytest.L
     async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
         hole = await peers.black_hole()
         await peers.connect(proxy.serve(hole.backend))
-        await proxy.poll_until(lambda: proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.advance(2.0)
         (record,) = caplog.records
         expected = {

@@ -57,11 +57,11 @@ async def test_relay_client_says_all_and_ends_before_anybody_is_dialled(host: st
         client = await peers.connect(proxy.serve(server.backend, host=host))
         await client.send(b"everything")
         client.fin()
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [CLIENT_ENDED])
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [CLIENT_ENDED])
         backend = await server.accept()
         assert await backend.receive_to_end() == (b"everything", End.FIN)
         backend.close()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         assert await client.receive_to_end() == (b"", End.FIN)
         assert proxy.closed() == {CloseReason.NORMAL: 1}
 
@@ -79,9 +79,10 @@ async def test_relay_client_is_quiet_while_the_backend_speaks_first(host: str) -
 async def test_relay_passes_on_a_greeting_that_comes_with_the_connection(host: str) -> None:
     """Bytes of the Backend that the event of its connecting tells of already are told of by no other event."""
     async with open_proxy(driven=False) as proxy, open_peers() as peers:
-        server = peers.listen(host=host)
+        server = await peers.black_hole(host)
         client = await peers.connect(proxy.serve(server.backend, host=host))
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [DIALLING])
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [DIALLING])
+        await server.accept()
         backend = await server.accept()
         await backend.send(b"220 ready")
         backend.fin()
@@ -109,11 +110,11 @@ async def test_relay_both_ends_at_once(host: str) -> None:
     async with open_proxy(driven=False) as proxy, open_peers() as peers:
         server = peers.listen(host=host)
         client = await peers.connect(proxy.serve(server.backend, host=host))
-        await proxy.poll_until(lambda: [relay.state for relay in proxy.listeners.relays()] == [OPEN])
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [OPEN])
         backend = await server.accept()
         client.fin()
         backend.fin()
-        await proxy.poll_until(lambda: not proxy.listeners.open_relays)
+        await proxy.poll_until(lambda: not proxy.served.open_relays)
         assert await client.receive_to_end() == (b"", End.FIN)
         assert await backend.receive_to_end() == (b"", End.FIN)
         assert proxy.closed() == {CloseReason.NORMAL: 1}
@@ -143,7 +144,7 @@ async def test_relay_sockets_send_at_once_and_are_probed(host: str) -> None:
     async with open_proxy(RelayLimits(keepalive_idle_s=77), clock=clock) as proxy, open_peers() as peers:
         server = peers.listen(host=host)
         await connect_through(peers, proxy.serve(server.backend, host=host), server)
-        (relay,) = proxy.listeners.relays()
+        (relay,) = proxy.served.relays()
         await proxy.until(lambda: relay.backend is not None)
         proxy.advance(0.25)
         assert relay.backend is not None

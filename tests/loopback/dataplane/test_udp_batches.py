@@ -3,14 +3,16 @@
 import errno
 import gc
 import socket
+from collections.abc import Callable
 
-from engine_driver import stepped_proxy
+from engine_driver import stepped_proxy, udp_listener_key
 from udp_peers import flush_loopback, open_udp_peers
 
 from userspace_proxy.balance.flow_outcome import DropReason, FlowEnd
 from userspace_proxy.config import FlowLimits
 from userspace_proxy.dataplane.datagram_memory import BATCH, DatagramMemory
 from userspace_proxy.dataplane.datagram_reader import DatagramReader
+from userspace_proxy.dataplane.engine import LISTENER_EVENTS
 from userspace_proxy.dataplane.udp_addresses import address_layout
 from userspace_proxy.dataplane.udp_flow import ANSWERS_PER_EVENT, UdpFlow
 
@@ -61,6 +63,41 @@ def test_answer_that_fails_when_its_flow_has_ended_is_counted_as_dropped_only() 
         assert counters.dropped[DropReason.UNREACHABLE] == 1
         assert counters.datagrams_to_client == 0
         assert counters.bytes_to_client == 0
+
+
+class _Command:
+    """A handler that does what it is told when its socket is readable, as the channel of a worker does."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+
+    def on_event(self, mask: int) -> None:  # noqa: ARG002
+        """Do it."""
+        self._do()
+
+    def on_bug(self) -> None:
+        """Give up nothing."""
+
+
+def test_answer_that_waits_when_its_listener_is_closed_is_delivered() -> None:
+    """A worker is told to close a listener in the very batch of events in which an answer has come."""
+    with stepped_proxy() as proxy, open_udp_peers() as peers:
+        server = peers.server()
+        client = peers.client(proxy.serve_udp(server.backend))
+        client.send(b"ping")
+        proxy.pass_on()
+        assert server.echo() == 1
+        near, far = socket.socketpair()
+        with near, far:
+            command = _Command(lambda: proxy.served.close(udp_listener_key()))
+            proxy.engine.add(near.fileno(), command, LISTENER_EVENTS)
+            far.send(b"x")
+            flush_loopback()
+            proxy.engine.poll(0)
+            proxy.engine.remove(near.fileno())
+        flush_loopback()
+        assert client.take() == [b"ping"]
+        assert proxy.flow_counters().datagrams_to_client == 1
 
 
 def test_bug_with_one_datagram_keeps_no_other_one_back() -> None:

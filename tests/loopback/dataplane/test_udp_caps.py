@@ -89,7 +89,7 @@ def test_flow_beyond_the_cap_in_all_ends_the_oldest_of_any_listener() -> None:
             ask(proxy, client)
         for number in range(3):
             ask(proxy, new[5 + number])
-            assert proxy.listeners.open_flows == 10
+            assert proxy.served.open_flows == 10
             assert {client.address for client in old[number + 1 :]} <= clients_of(proxy)
         ask(proxy, new[8])  # now the cap of the listener
         assert proxy.flow_counters().ended == {FlowEnd.EVICTED: 3}
@@ -108,7 +108,7 @@ def test_flows_that_linger_count_for_the_cap_in_all() -> None:
         proxy.set_udp_pool(other.backend)
         for client in clients:
             ask(proxy, client)
-        assert proxy.listeners.open_flows == 6
+        assert proxy.served.open_flows == 6
         assert proxy.flow_counters().ended == {FlowEnd.EVICTED: 2}
         assert len(other.take()) == 4
         proxy.advance(LINGER_S)
@@ -131,7 +131,7 @@ def test_20000_clients_at_a_cap_of_5000_are_all_served_with_bounded_memory() -> 
                 proxy.pass_on()
                 assert server.take() == [b"%d" % one for one in range(number + 1 - burst, number + 1)]
                 arrived += burst
-                assert proxy.listeners.open_flows == min(number + 1, cap)
+                assert proxy.served.open_flows == min(number + 1, cap)
         counters = proxy.flow_counters()
         assert (arrived, counters.datagrams_to_backend, counters.flows) == (count, count, count)
         assert (counters.active, counters.ended) == (cap, {FlowEnd.EVICTED: count - cap})
@@ -167,7 +167,7 @@ def test_flows_without_descriptors_end_the_oldest_and_lose_no_datagram(burst: in
                 client.send(b"new")
             proxy.pass_on()
             assert server.take() == [b"new"] * burst
-            assert proxy.listeners.open_flows == 5
+            assert proxy.served.open_flows == 5
             assert clients_of(proxy) == {client.address for client in clients[-5:]}
             server.answer(b"pong", to=server.senders[-1])
             proxy.pass_on()
@@ -209,7 +209,7 @@ def test_first_flow_without_descriptors_is_dropped_counted_and_told_once(caplog:
                     proxy.settle()
                     assert tcp_backend.recv(100) == b"over TCP"
                 assert proxy.flow_counters().dropped[DropReason.NO_DESCRIPTOR] == 3 * round_
-                assert proxy.listeners.open_flows == 0
+                assert proxy.served.open_flows == 0
                 (record,) = caplog.records
                 assert (record.name, record.levelno) == (LISTENER_LOG, logging.WARNING)
                 assert (vars(record)["service"], vars(record)["errno"]) == (DNS, "EMFILE")

@@ -123,7 +123,7 @@ def test_datagrams_for_a_backend_that_refuses_go_to_the_others(burst: int) -> No
         arrived = servers[0].take() + servers[2].take()
         assert sorted(arrived) == sorted(b"%d" % number for number in range(30))
         assert not any(proxy.flow_counters().dropped.values())
-        assert proxy.listeners.open_flows <= 3
+        assert proxy.served.open_flows <= 3
 
 
 @pytest.mark.parametrize("burst", [1, 2, 5, 64])

@@ -255,7 +255,7 @@ def test_listener_without_backends_delivers_late_answers_for_5_s(host: str) -> N
         assert client.take() == []
         assert client.is_refused()
         assert not proxy.engine.handlers
-        assert proxy.listeners.open_flows == 0
+        assert proxy.served.open_flows == 0
 
 
 @in_every_place
@@ -349,7 +349,7 @@ def test_service_that_is_removed_passes_nothing_on_from_then_on(is_retired: bool
         server.answer(b"waits in the flow")
         counters = proxy.flow_counters()
         proxy.listeners.remove_listener(udp_listener_key())
-        assert proxy.listeners.open_flows == 0
+        assert proxy.served.open_flows == 0
         assert not proxy.engine.handlers
         assert client.is_refused()
         server.answer(b"too late")
@@ -399,7 +399,7 @@ def test_listeners_closed_at_the_end_deliver_late_answers_until_flows_are_closed
         assert client.is_refused()
         answer(proxy, server, b"late")
         assert client.take() == [b"late"]
-        proxy.listeners.close_flows()
+        proxy.served.abort()
         answer(proxy, server, b"too late")
         assert client.take() == []
         assert counters.ended == {FlowEnd.STOPPED: 1}

@@ -277,7 +277,7 @@ def test_answers_that_found_no_room_in_a_flow_are_counted_with_its_end() -> None
         delivered = len(client.take())
         assert 0 < delivered < sent
         counters = proxy.flow_counters()
-        proxy.listeners.close_flows()
+        proxy.served.abort()
         assert counters.datagrams_to_client == delivered
         assert counters.dropped[DropReason.BUFFER_FULL] == sent - delivered
         assert counters.ended == {FlowEnd.STOPPED: 1}
@@ -326,7 +326,7 @@ def test_client_that_pretends_to_be_the_listener_is_denied(host: str) -> None:
         proxy.pass_on()
         assert server.take() == []
         assert proxy.flow_counters().dropped[DropReason.DENIED] == 1
-        assert proxy.listeners.open_flows == 0
+        assert proxy.served.open_flows == 0
 
 
 @needs_raw_sockets
@@ -401,7 +401,7 @@ def test_flows_and_listener_leave_nothing_behind() -> None:
         for client in clients:
             assert exchange(proxy, client, servers[0], b"ping") == [b"ping"]
         proxy.assert_flows_consistent()
-        assert proxy.listeners.open_flows == 10
+        assert proxy.served.open_flows == 10
         proxy.advance(20.0)
         proxy.assert_nothing_left()
         proxy.listeners.remove_listener(udp_listener_key())

@@ -126,7 +126,7 @@ class Listeners(RuleBasedStateMachine):
         except ConnectionRefusedError:  # of this one or an earlier one
             sent = []
         self.proxy.pass_on()
-        is_open = udp_listener_key(name) in self.proxy.listeners._open and self.ranges[name] != BEYOND
+        is_open = udp_listener_key(name) in self.proxy.listeners._serving and self.ranges[name] != BEYOND
         allowed = self.in_pool[name] | self.serving[name] if is_open else set()
         arrived = self.take_at_servers()
         assert {place for place, _ in arrived} <= allowed
@@ -176,7 +176,7 @@ class Listeners(RuleBasedStateMachine):
                 assert peer.recv(10) == b"ping"
         flush_loopback()
         self.proxy.settle()
-        assert not self.proxy.listeners.open_relays
+        assert not self.proxy.served.open_relays
 
     @precondition(lambda self: hasattr(self, "proxy"))
     @invariant()
@@ -186,7 +186,7 @@ class Listeners(RuleBasedStateMachine):
             is_wanted = udp_listener_key(name) in self.proxy.listeners._wanted
             assert is_taken(host, port, socket.SOCK_DGRAM) == is_wanted
         self.proxy.assert_flows_consistent()
-        assert self.proxy.listeners.open_flows <= LIMITS.max_total_flows  # type: ignore[operator]
+        assert self.proxy.served.open_flows <= LIMITS.max_total_flows  # type: ignore[operator]
         for listener in self.proxy.udp_listeners():
             assert len(listener.flows.current) <= LIMITS.max_flows
             balance = {flow.key == flow.origin for flow in listener.flows.current.values()}

@@ -220,7 +220,7 @@ def test_flow_refused_while_it_lingers_and_the_new_one_too_loses_each_datagram_o
         proxy.set_udp_pool(peers.dead().backend)
         ask(proxy, client, b"2")
         assert lost(proxy) == {DropReason.REFUSED: 2}
-        assert proxy.listeners.open_flows == 0
+        assert proxy.served.open_flows == 0
 
 
 def test_flow_refused_while_there_is_no_backend_is_counted() -> None:
@@ -232,7 +232,7 @@ def test_flow_refused_while_there_is_no_backend_is_counted() -> None:
         proxy.set_udp_pool()
         proxy.pass_on()
         assert lost(proxy) == {DropReason.NO_ENDPOINT: 1}
-        assert proxy.listeners.open_flows == 0
+        assert proxy.served.open_flows == 0
 
 
 def test_flow_refused_after_the_listeners_were_closed_makes_no_new_one() -> None:
@@ -247,7 +247,7 @@ def test_flow_refused_after_the_listeners_were_closed_makes_no_new_one() -> None
         proxy.pass_on()
         assert live.take() == []
         assert counters.dropped[DropReason.NO_ENDPOINT] == 1
-        assert proxy.listeners.open_flows == 0
+        assert proxy.served.open_flows == 0
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])

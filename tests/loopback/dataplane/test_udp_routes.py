@@ -97,7 +97,7 @@ def test_d_3_client_is_led_to_the_pool_of_its_class(host: str, wanted: Route, se
         assert len(cluster.take()) == (3 if served_by == "cluster" else 0)
         assert len(local.take()) == (3 if served_by == "local" else 0)
         assert denied(proxy) == (0 if served_by else 3)
-        assert proxy.listeners.open_flows == (1 if served_by else 0)
+        assert proxy.served.open_flows == (1 if served_by else 0)
 
 
 def test_source_ranges_let_in_and_keep_out_client_by_client() -> None:
