@@ -63,6 +63,13 @@ class ApiError(UserspaceProxyError):
         """Seconds for which the server asked to be left alone."""
 
 
+class WorkerError(UserspaceProxyError):
+    """A worker process says what none would say that is what it was; raised by ``control.worker_*``.
+
+    It is killed and replaced.
+    """
+
+
 class DemoError(UserspaceProxyError):
     """The demonstration cannot go on, for a reason outside of it; raised by ``demo``.
 

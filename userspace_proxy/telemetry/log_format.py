@@ -4,14 +4,12 @@ One record is one line; only a traceback takes more, and only in text. What a pe
 neither break a line nor reach the terminal as a control sequence. Entry point: ``configure_logging``.
 """
 
+import json
 import logging
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from enum import StrEnum
-
-import msgspec
 
 from userspace_proxy.telemetry.log_folding import FoldingHandler
 from userspace_proxy.telemetry.log_keys import LOG_KEYS
@@ -48,6 +46,14 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
     logging.getLogger(PACKAGE).setLevel(level.upper())
 
 
+def logging_in_force() -> tuple[str, LogFormat]:
+    """Return level and format with which ``configure_logging`` would have another process log as this one does."""
+    handlers = (one for one in logging.getLogger().handlers if isinstance(one, FoldingHandler))
+    is_json = any(isinstance(one.formatter, JsonFormatter) for one in handlers)
+    level = logging.getLevelName(logging.getLogger(PACKAGE).getEffectiveLevel())
+    return level.lower(), LogFormat.JSON if is_json else LogFormat.TEXT
+
+
 class TextFormatter(logging.Formatter):
     """``2026-11-21T21:30:00.123Z INFO  control.pipeline: message key=value other="two words"``."""
 
@@ -77,12 +83,13 @@ class JsonFormatter(logging.Formatter):
             fields[key] = value if isinstance(value, int | float) else _encodable(str(value))
         if record.exc_info:
             fields["traceback"] = _encodable(self.formatException(record.exc_info))
-        return msgspec.json.encode(fields).decode()
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
 
 def _timestamp(record: logging.LogRecord) -> str:
     """Return the time of the record in UTC, as RFC 3339 with milliseconds."""
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{seconds}.{int(record.created % 1 * 1000):03}Z"
 
 
 def _short_name(record: logging.LogRecord) -> str:

@@ -147,3 +147,17 @@ def test_configure_logging_twice_writes_each_record_once_to_stderr() -> None:
         *["WARNING cli: again service=a/b"] * 5,
         "WARNING cli: again ... repeated 1,200 times in 10 s service=a/b",
     ]
+
+
+@pytest.mark.parametrize("chosen", [("debug", "json"), ("warning", "text")])
+def test_logging_in_force_is_what_was_configured(chosen: tuple[str, str]) -> None:
+    """So that another process can be told to log as this one does."""
+    program = (
+        "import sys\n"
+        "from userspace_proxy.telemetry.log_format import LogFormat, configure_logging, logging_in_force\n"
+        "print(*logging_in_force())\n"
+        "configure_logging(sys.argv[1], LogFormat(sys.argv[2]))\n"
+        "print(*logging_in_force())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *chosen], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["warning text", " ".join(chosen)]
