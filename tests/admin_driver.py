@@ -1,7 +1,7 @@
 """Running an admin server in a test, and talking to it."""
 
 import re
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 
 import trio
@@ -28,16 +28,15 @@ def broken_page() -> Response:
     raise LookupError("a bug")
 
 
-def stepped_page() -> Generator[None, None, Response]:
-    """Take a few steps."""
-    yield
-    yield
-    return text_response(200, "two steps")
+async def slow_page() -> Response:
+    """Let others run before there is an answer."""
+    await trio.lowlevel.checkpoint()
+    return text_response(200, "in the end")
 
 
-def broken_step() -> Generator[None, None, Response]:
-    """Fail after the first step."""
-    yield
+async def broken_slow_page() -> Response:
+    """Fail after others have run."""
+    await trio.lowlevel.checkpoint()
     raise LookupError("a bug")
 
 
@@ -45,8 +44,8 @@ ROUTES: Routes = {
     "/livez": lambda: text_response(200, "ok"),
     "/readyz": lambda: text_response(503, "not synced"),
     "/broken": broken_page,
-    "/stepped": stepped_page,
-    "/broken-step": broken_step,
+    "/slow": slow_page,
+    "/broken-slow": broken_slow_page,
     "/invalid": lambda: Response(200, "text/plain\nbroken", b""),
     "/big": lambda: Response(200, "application/octet-stream", BIG_PAGE),
 }

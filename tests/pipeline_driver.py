@@ -13,8 +13,13 @@ from cli_driver import free_port
 
 from userspace_proxy.config import FlowLimits, RelayLimits, SteeringKind
 from userspace_proxy.control.counters import ControlCounters
+from userspace_proxy.control.engines import Engines
+from userspace_proxy.control.local_engine import NAME
 from userspace_proxy.control.pipeline import Pipeline
+from userspace_proxy.dataplane.base import DataPlane
+from userspace_proxy.dataplane.counters import EngineCounters
 from userspace_proxy.dataplane.engine import Engine
+from userspace_proxy.dataplane.engine_listeners import EngineListeners
 from userspace_proxy.dataplane.listener_set import ListenerSet
 from userspace_proxy.errors import SteeringError
 from userspace_proxy.model.endpoint import EndpointSlice
@@ -112,7 +117,7 @@ class FakeSteering(Steering):
         self.restricted.append({key: route for service in services for key, route in service.restricted.items()})
         self.surroundings.append(surroundings)
         self.led_to.append({placement.listener.key for placement in placements})
-        self.open_at_apply.append(set(self.listeners._open))
+        self.open_at_apply.append(set(self.listeners._serving))
         await trio.lowlevel.checkpoint()
         if self.held is not None:
             await self.held.wait()
@@ -150,10 +155,8 @@ class BuggyListenerSet(ListenerSet):
 
     bug_in = ""
 
-    def __init__(
-        self, engine: Engine, limits: RelayLimits, flow_limits: FlowLimits, random: Callable[[], float]
-    ) -> None:
-        super().__init__(engine, limits, flow_limits, random)
+    def __init__(self, plane: DataPlane, limits: RelayLimits) -> None:
+        super().__init__(plane, limits)
         self.sources: list[SourceAddresses] = []
         """Those that were applied, in order."""
 
@@ -170,6 +173,57 @@ class BuggyListenerSet(ListenerSet):
         return super().__getattribute__(name)
 
 
+class SteppedEngines(Engines):
+    """One engine that moves only when told to, of which a test says what is in force where."""
+
+    failures = ()
+    serves = True
+
+    def __init__(self, engine: Engine, listeners: EngineListeners) -> None:
+        self._engine = engine
+        self._listeners = listeners
+        self.in_force: dict[str, bool] = {NAME: True}
+        """What ``settle`` returns."""
+
+    @property
+    def plane(self) -> EngineListeners:
+        """What it serves."""
+        return self._listeners
+
+    @property
+    def open_now(self) -> tuple[int, int]:
+        """Connections and flows that are open."""
+        return self._listeners.open_relays, self._listeners.open_flows
+
+    async def run(self) -> None:
+        """Do nothing, for ever."""
+        await trio.sleep_forever()
+
+    async def settle(self) -> Mapping[str, bool]:
+        """Return what the test has said."""
+        await trio.lowlevel.checkpoint()
+        return dict(self.in_force)
+
+    async def counters(self) -> Mapping[str, EngineCounters]:
+        """Return the counters, up to date."""
+        await trio.lowlevel.checkpoint()
+        self._listeners.report()
+        return {NAME: self._engine.counters}
+
+    async def wait_empty(self) -> None:
+        """Do nothing, for ever: nothing ends by itself here."""
+        await trio.sleep_forever()
+
+    async def log_state(self) -> None:
+        """Say nothing."""
+        await trio.lowlevel.checkpoint()
+
+    def abort(self) -> None:
+        """End all connections and flows."""
+        self._listeners.abort()
+        self._engine.close()
+
+
 class Flow:
     """A Pipeline with what it works on."""
 
@@ -178,7 +232,15 @@ class Flow:
         self.steering = FakeSteering()
         self.engine = Engine(trio.current_time, _raise)
         flow_limits = FlowLimits(max_total_flows=100)
-        self.listeners = BuggyListenerSet(self.engine, RelayLimits(), flow_limits, Random(0).random)  # noqa: S311
+        self.served = EngineListeners(
+            self.engine,
+            RelayLimits(),
+            flow_limits,
+            Random(0).random,  # noqa: S311
+            self._listen_again,
+        )
+        self.engines = SteppedEngines(self.engine, self.served)
+        self.listeners = BuggyListenerSet(self.served, RelayLimits())
         self.steering.listeners = self.listeners
         self.counters = ControlCounters()
         self.settings = plan_settings()
@@ -192,11 +254,15 @@ class Flow:
         self.pipeline = Pipeline(
             steering=self.steering,
             listeners=self.listeners,
+            engines=self.engines,
             settings=self._read_settings,
             counters=self.counters,
             wall_clock=lambda: self.wall_s,
             on_problem=self.problems.append,
         )
+
+    def _listen_again(self, key: ListenerKey) -> None:
+        self.listeners.listen_again(key)
 
     def _read_settings(self, node: Node | None) -> PlanSettings:
         self.nodes.append(node)
@@ -229,25 +295,24 @@ class Flow:
 
     def sockets(self) -> dict[str, int]:
         """Return the listening sockets that are open: ServicePort and port to a number that no other socket has."""
-        socks = {key: listener.sock for key, listener in self.listeners._open.items()}
         return {
             f"{key.service_port} {sock.getsockname()[1]}": os.fstat(sock.fileno()).st_ino
-            for key, sock in socks.items()
-            if sock is not None
+            for key in self.listeners._serving
+            for sock in self.listeners._sockets[key]
         }
 
     def backends(self) -> dict[str, list[str]]:
         """Return the Backends in force, by ServicePort and scope."""
         return {
             f"{key.service_port} {key.scope}": [str(member.backend) for member in pool.members]
-            for key, pool in self.listeners.pools()
+            for key, pool in self.served.pools()
         }
 
     def close(self) -> None:
         """Close all sockets."""
         self.listeners.close_listeners()
-        self.listeners.close_flows()
-        self.engine.close()
+        self.engines.abort()
+        self.listeners.close()
 
 
 def _raise(error: Exception) -> None:

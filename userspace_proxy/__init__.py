@@ -2,12 +2,16 @@
 
 Data flows one way; pure code decides, effects sit above it and the processes compose both::
 
-    manifests (files) --+
+    manifests (files) --+                                              control process
     API server (watch) -+-> model --> plan --> DesiredState --> diff --+--> steering  (rules, addresses)
-                            pure     pure      frozen                  +--> dataplane (listeners, relays)
-                                                                                |
-         client == TcpListener == TcpRelay == Backend     <-- balance (pure): which Backend, now
-                   counters, close reasons --> control --> /metrics, /healthz, health checks
+                            pure     pure      frozen                  +--> listeners (sockets) --> ipc --+
+                                                                                     fds and Pools by key |
+                                                                                                          v
+         client == TcpListener == TcpRelay == Backend     <-- balance (pure): which Backend, now   worker process
+                   counters, close reasons --> ipc --> control --> /metrics, /healthz, health checks
+
+There are as many workers as ``--workers`` says; with 0 the control process has the engine itself. Control never touches
+a client's byte then, and a worker can be killed at any time: control holds the sockets, and so what waits in them.
 
 The words, one per concept:
 
@@ -23,7 +27,10 @@ Route              which Pool a client of a Frontend gets, by its source class, 
 Verdict            reject (nobody answers, anywhere) or drop (the policy keeps the client from those who do)
 session affinity   the same client gets the same Backend, for a time
 health check       what a load balancer that asks this node about a Service is told
-Listener           the live socket that serves one or more Frontends
+Listener           the live socket, or group of sockets, that serves one or more Frontends
+engine             one epoll with all that moves bytes for its listeners, connections and flows
+data plane         the engines, as those see them that say what is to be served
+worker             a process that has an engine, and does what control says
 connection         one accepted TCP client connection
 dial               one attempt to connect to a Backend
 relay              the live copying between a client and a Backend
@@ -42,8 +49,8 @@ CloseReason        who ended a connection, and in which phase
 =================  ====================================================================
 
 Imports point down only:
-``__main__ > cli > demo > control > sources | steering | dataplane > telemetry | processes > balance > plan >
-config_file > config > model > errors``.
+``__main__ > cli > demo > control | worker > sources | steering | dataplane | ipc > telemetry | processes > balance >
+plan > config_file > config > model > errors``.
 """
 
 __version__ = "0.1.0+dev"

@@ -16,8 +16,17 @@ from userspace_proxy.model.service_port import Balance
 LOOPBACK_RANGE = IPv4Network("127.96.0.0/12")
 """Mirrors Kubernetes' default Service range 10.96.0.0/12."""
 
+MOST_WORKERS = 4
+"""Unless a number is asked for; arbitrary: four move more than most nodes have to, and each takes memory."""
+
+MAX_WORKERS = 64
+"""That may be asked for; arbitrary: more than that many CPUs can move is a slip of the hand."""
+
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 _LAST_PORT = 65535
+_LAST_UID = (1 << 32) - 2
+"""The number after it stands for no user at all: chown(2), setresuid(2)."""
+_NUMBER = re.compile(r"-?[0-9]+")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 
 METRICS_BIND_ADDRESS: tuple[IPAddress, int] = (IPv4Address("127.0.0.1"), 10249)
@@ -142,6 +151,11 @@ class Config:
     """Seconds that open connections get to end after the first SIGTERM or SIGINT."""
     service_cidrs: tuple[IPNetwork, ...] = ()
     """Where cluster addresses are from, at most one network of each family; none: not known."""
+    workers: int | None = None
+    """Processes that serve the clients; 0: the control process does. None: one for each CPU that may be used, but at
+    most ``MOST_WORKERS``."""
+    worker_user: str = ""
+    """Name or number of the user that workers run as; empty: the one that starts them."""
     hosts_file: Path | None = None
     """Gets a line for each Service, and loses them at the end; None: none does."""
     loopback_range: IPv4Network = LOOPBACK_RANGE
@@ -305,6 +319,21 @@ def _is_server_url(url: str) -> bool:
     except ValueError:
         return False
     return has_host and parts.scheme in ("http", "https") and not (parts.query or parts.fragment or "@" in parts.netloc)
+
+
+def parse_worker_user(text: str) -> str:
+    """Return the name or the number of a user, without blanks around it; whether there is one is for others to see.
+
+    Raises:
+        ConfigError: nothing is left, or no user can have this number.
+    """
+    user = text.strip()
+    if not user:
+        raise ConfigError("the user of the workers must not be blank")
+    is_number = _NUMBER.fullmatch(user) is not None
+    if is_number and (len(user) > len(str(_LAST_UID)) or not 0 <= int(user) <= _LAST_UID):
+        raise ConfigError(f"'{text}' is no number of a user: write one within 0-{_LAST_UID}, or a name")
+    return user
 
 
 def parse_service_proxy_name(text: str) -> str:

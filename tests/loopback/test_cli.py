@@ -1,5 +1,6 @@
 """The command line as a user types it: help, options, environment variables, exit statuses, sentences."""
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -54,6 +55,8 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "udp_idle_timeout": ("90.5", 90.5),
     "udp_max_flows": ("77", 77),
     "udp_max_total_flows": ("888", 888),
+    "workers": ("3", 3),
+    "worker_user": (str(os.geteuid()), str(os.geteuid())),
     "metrics_bind_address": ("127.0.0.2:9", (IPv4Address("127.0.0.2"), 9)),
     "bind_address_hard_fail": ("true", True),
     "runtime_dir": ("elsewhere", Path("elsewhere")),
@@ -146,6 +149,8 @@ def test_settings_in_force_are_all_said(tmp_path: Path) -> None:
         "  udp-idle-timeout: 90.5 s",
         "  udp-max-flows: 77 per listener",
         "  udp-max-total-flows: 888",
+        "  workers: 3",
+        f"  worker-user: {os.geteuid()}",
         "  loopback-range: 127.50.0.0/16",
         "  proxy-port-range: 20000-20999",
         "  metrics-bind-address: 127.0.0.2:9",
@@ -199,6 +204,12 @@ NO_SOURCE = "No source of Services: name files or directories with --manifests, 
         (["run", "--manifests", "a", "--loopback-range", "10.0.0.0/8"], "10.0.0.0/8 is not within 127.0.0.0/8"),
         (["run", "--manifests", "a", "--loopback-range", "127.1"], "write a network such as 127.96.0.0/12"),
         (["run", "--manifests", "a", "--metrics-bind-address", "10249"], "'10249' is no address to listen on: write"),
+        (["run", "--manifests", "a", "--workers", "-1"], "Invalid value for '--workers': -1 is not in the range"),
+        (["run", "--manifests", "a", "--workers", "65"], "Invalid value for '--workers': 65 is not in the range"),
+        (["run", "--manifests", "a", "--workers", "two"], "Invalid value for '--workers': 'two' is not a valid"),
+        (["run", "--manifests", "a", "--worker-user", " "], "'--worker-user': the user of the workers must not be bl"),
+        (["run", "--manifests", "a", "--worker-user=-1"], "'--worker-user': '-1' is no number of a user: write one"),
+        (["run", "--manifests", "a", "--workers", "0", "--worker-user", "1"], "--workers 0 leaves nobody to run as"),
         (["run", "--nope"], "No such option"),
         (["nope"], "No such command 'nope'."),
         (["cleanup", "all"], "Got unexpected extra argument (all)"),

@@ -242,7 +242,7 @@ def test_black_holed_endpoint_delays_no_other_client(busy_node: Node, shop: Path
     """While a client waits for an endpoint whose packets are dropped, the next one is served by the other."""
     busy_node.outside.run("iptables-nft", "-A", "INPUT", "-p", "tcp", "--dport", "8080", "-j", "DROP")
     write_manifests(shop / "shop.yaml", [WEB, *slice_objects("shop/web", OUTSIDE[0], POD[0])])
-    NodeRun(busy_node, shop, "--dial-next-after", "1000", "--dial-timeout", "2000")
+    NodeRun(busy_node, shop, "--dial-next-after", "1000", "--dial-timeout", "2000", "--workers", "1")
     held = busy_node.bare_pod.start(sys.executable, "-c", _WAIT_FOR_GREETING, "10.96.0.10", "80")
     assert held.stdout is not None
     assert held.stdout.readline() == "connected\n"

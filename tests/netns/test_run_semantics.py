@@ -194,7 +194,9 @@ def observed(
         before = node.routes()
         options = ("--hostname-override", "n1", "--cluster-cidr", "10.0.1.0/24,fd00:1::/64", "--drain-timeout", "0")
         steering = KINDS[request.param].steering
-        run = NodeRun(node, directory, "--kubeconfig", str(kubeconfig), *options, steering=steering)
+        # One worker, so that two connections are enough to see two endpoints.
+        one = ("--workers", "1")
+        run = NodeRun(node, directory, "--kubeconfig", str(kubeconfig), *one, *options, steering=steering)
         yield observe(node, drops=request.param in RULE_KINDS)
         assert run.terminate() == 0
         assert node.ruleset() == []

@@ -21,6 +21,7 @@ from userspace_proxy.config import (
     parse_port_range,
     parse_server_url,
     parse_service_proxy_name,
+    parse_worker_user,
 )
 from userspace_proxy.errors import ConfigError
 
@@ -292,3 +293,28 @@ def test_parse_loopback_range_stays_within_loopback() -> None:
     for wrong in ("10.0.0.0/8", "0.0.0.0/0", "127.0.0.1/8", "127.1", "::1/128"):
         with pytest.raises(ConfigError):
             parse_loopback_range(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "user"),
+    [("proxy", "proxy"), (" proxy\n", "proxy"), ("0", "0"), ("4294967294", "4294967294"), ("-", "-"), ("7up", "7up")],
+)
+def test_worker_user_is_a_name_or_a_number(text: str, user: str) -> None:
+    """Without the blanks around it; names are for the system to know."""
+    assert parse_worker_user(text) == user
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "must not be blank"),
+        (" ", "must not be blank"),
+        ("-1", "'-1' is no number of a user: write one within 0-4294967294, or a name"),
+        ("4294967295", "'4294967295' is no number of a user"),
+        ("9" * 5000, "is no number of a user"),
+    ],
+)
+def test_worker_user_that_cannot_be_is_refused(text: str, reason: str) -> None:
+    """The number -1, and what is the same to the kernel, is taken for "no change" by setresuid(2)."""
+    with pytest.raises(ConfigError, match=reason):
+        parse_worker_user(text)

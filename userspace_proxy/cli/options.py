@@ -9,7 +9,9 @@ from userspace_proxy.cli.option_types import Option, Parsed, Seconds
 from userspace_proxy.config import (
     HEALTHZ_BIND_ADDRESS,
     LOOPBACK_RANGE,
+    MAX_WORKERS,
     METRICS_BIND_ADDRESS,
+    MOST_WORKERS,
     Config,
     DetectLocalMode,
     NodePortAddresses,
@@ -22,6 +24,7 @@ from userspace_proxy.config import (
     parse_port_range,
     parse_server_url,
     parse_service_proxy_name,
+    parse_worker_user,
 )
 from userspace_proxy.errors import ConfigError
 from userspace_proxy.model.service_port import Balance
@@ -60,6 +63,7 @@ _NODE = "This node and its addresses"
 _STEERING = "How connections get here"
 _CONNECTIONS = "Connections"
 _FLOWS = "UDP flows"
+_WORKERS = "Worker processes"
 _SERVED = "Health and metrics"
 _FILES = "Files"
 _LOG = "Log"
@@ -209,6 +213,23 @@ _FLOW_OPTIONS = (
         help="Flows open at a time, in all.",
     ),
 )
+_WORKER_OPTIONS = (
+    Option(
+        ["--workers"],
+        section=_WORKERS,
+        type=click.IntRange(min=0, max=MAX_WORKERS),
+        metavar="NUMBER",
+        show_default=f"as many as CPUs may be used, at most {MOST_WORKERS}",
+        help="Processes that serve the clients; 0: the control process does.",
+    ),
+    Option(
+        ["--worker-user"],
+        section=_WORKERS,
+        type=Parsed("NAME|UID", parse_worker_user),
+        show_default="the one that starts them",
+        help="User they run as; takes the capabilities SETUID, SETGID and KILL.",
+    ),
+)
 _STATE_DIR = Option(
     ["--state-dir"],
     section=_FILES,
@@ -279,6 +300,7 @@ def run_options(config: Option) -> tuple[click.Parameter, ...]:
             zero=True,
         ),
         *_FLOW_OPTIONS,
+        *_WORKER_OPTIONS,
         Option(
             ["--healthz-bind-address"],
             section=_SERVED,

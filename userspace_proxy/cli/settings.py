@@ -29,6 +29,15 @@ _IN_POD = "KUBERNETES_SERVICE_HOST"
 """Set in every container of a cluster."""
 _NEAREST_FIRST = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 """Where an option can be set, what wins first."""
+_CONFIG_FIELDS = (
+    "workers",
+    "hosts_file",
+    "loopback_range",
+    "proxy_port_range",
+    "metrics_bind_address",
+    "bind_address_hard_fail",
+)
+"""Options of ``run`` that are fields of Config, under the same name."""
 _LIMIT_FIELDS = {
     "dial_next_after": "dial_next_after_s",
     "dial_timeout": "dial_timeout_s",
@@ -72,8 +81,9 @@ def build_config(context: click.Context) -> Config:
         "flow_limits": FlowLimits(**_fields(given, _FLOW_LIMIT_FIELDS)),
         "healthz_bind_address": _healthz_bind_address(context, has_manifests=bool(manifests)),
     }
-    same = ("hosts_file", "loopback_range", "proxy_port_range", "metrics_bind_address", "bind_address_hard_fail")
-    chosen |= {name: given[name] for name in same if name in given}
+    chosen |= {name: given[name] for name in _CONFIG_FIELDS if name in given}
+    if given.get("worker_user"):
+        chosen["worker_user"] = _worker_user(context)
     if "drain_timeout" in given:
         chosen["drain_timeout_s"] = given["drain_timeout"]
     return Config(**chosen)
@@ -108,6 +118,16 @@ def _chosen_manifests(context: click.Context) -> tuple[Path, ...]:
             context,
         )
     return (*manifests, *more)
+
+
+def _worker_user(context: click.Context) -> str:
+    if context.params["workers"] == 0:
+        raise _error(
+            context,
+            min(_distance(context, name) for name in ("workers", "worker_user")),
+            "--workers 0 leaves nobody to run as --worker-user: give another number, or no user.",
+        )
+    return str(context.params["worker_user"])
 
 
 def _distance(context: click.Context, name: str) -> int:

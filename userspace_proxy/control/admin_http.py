@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -20,7 +20,6 @@ import h11
 import trio
 from attrs import frozen
 
-from userspace_proxy.control.cooperate import cooperate
 from userspace_proxy.control.counters import ControlCounters
 from userspace_proxy.dataplane.socket_holders import describe_holder
 from userspace_proxy.dataplane.sockets import AF, errno_name
@@ -58,8 +57,8 @@ def text_response(status: int, text: str) -> Response:
     return Response(status, "text/plain; charset=utf-8", f"{text}\n".encode())
 
 
-Page = Callable[[], Response | Generator[None, None, Response]]
-"""Builds a page at once, or in steps between which other tasks run."""
+Page = Callable[[], Response | Awaitable[Response]]
+"""Builds a page."""
 
 Routes = Mapping[str, Page]
 """Path, with its leading slash, to page."""
@@ -242,7 +241,7 @@ class _AdminServer:
             return text_response(405, "only GET and HEAD")
         try:
             built = page()
-            return built if isinstance(built, Response) else await cooperate(built)
+            return built if isinstance(built, Response) else await built
         except Exception:
             LOG.exception("an admin page failed", extra={"address": self.address, "resource": path})
             self.counters.unexpected_errors += 1

@@ -180,7 +180,7 @@ class AppliedState:
 
     def _apply_pools_anew(self, names: Iterable[NamespacedName]) -> Generator[None, None, None]:
         there = defaultdict(set)
-        for key, _ in self._listeners.pools():
+        for key in self._listeners.pools:
             there[key.service_port.service].add(key)
         for name in names:
             plan = self._desired.services.get(name)

@@ -194,6 +194,7 @@ def _control_families(control: ControlCounters) -> Iterator[Metric]:
     yield _family(metric_names.STEERING_INFO, kinds)
     repairs = control.steering_repairs.items()
     yield _family(metric_names.STEERING_REPAIRS, (((where,), count) for where, count in repairs))
+    yield _family(metric_names.WORKER_RESTARTS, control.worker_restarts.items())
     unserved = control.unserved_ports.items()
     yield _family(metric_names.UNSERVED_PORTS, (((protocol,), count) for protocol, count in unserved))
     yield _family(metric_names.BUILD_INFO, [((userspace_proxy.__version__, platform.python_version()), 1)])

@@ -65,5 +65,7 @@ class ControlCounters:
     """The one that is used; empty: none has been chosen."""
     steering_repairs: Mapping[str, int] = field(factory=dict)
     """See ``Steering``; a live view."""
+    worker_restarts: dict[tuple[str, str], int] = field(factory=lambda: defaultdict(int))
+    """By worker and why the one before has ended."""
     unexpected_errors: int = 0
     """Errors that were survived and are bugs."""

@@ -1,41 +1,33 @@
-"""What SIGUSR1 writes to the log: where everything stands, and what every task is waiting for.
+"""What SIGUSR1 writes to the log of the control process: where it stands, and what every task is waiting for.
 
-It can be long, so it is written in steps. Entry point: ``log_state``.
+Entry point: ``log_state``.
 """
 
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 import trio
 
 from userspace_proxy.control.pipeline import Pipeline
-from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.listener_set import ListenerSet
-from userspace_proxy.model.names import Protocol
 from userspace_proxy.sources.base import ApiState
 
 LOG = logging.getLogger(__name__)
 
 
-def log_state(
-    pipeline: Pipeline, listeners: ListenerSet, engine: Engine, *, api: ApiState | None, now_s: float
-) -> Generator[None, None, None]:
-    """Log counts, failures and the tree of tasks, then each Backend with its connections or flows, a Pool at each step.
+def log_state(pipeline: Pipeline, listeners: ListenerSet, *, api: ApiState | None, now_s: float) -> None:
+    """Log counts, failures and the tree of tasks.
 
     Args:
         pipeline: Knows what should be.
         listeners: Knows what is.
-        engine: Watches the sockets.
         api: What is known of the API server's objects; None: they come from elsewhere.
         now_s: In seconds since the epoch.
     """
     LOG.info(
-        "state: %d services, %d listeners, %d connections, %d flows, %d file descriptors watched",
+        "state: %d services, %d listeners",
         len(pipeline.desired.services),
         listeners.open_listeners,
-        listeners.open_relays,
-        listeners.open_flows,
-        len(engine.handlers),
     )
     for failure in pipeline.failures:
         LOG.info("state: not in force", extra={"reason": failure})
@@ -45,17 +37,6 @@ def log_state(
     root = trio.lowlevel.current_root_task()
     for line in [] if root is None else _task_lines(root, 0):
         LOG.info("task: %s", line)
-    for key, pool in list(listeners.pools()):
-        noun = "flows" if key.service_port.protocol is Protocol.UDP else "connections"
-        for member in pool.members:
-            LOG.info(
-                "state: backend with %d open %s, %d made",
-                member.open,
-                noun,
-                member.connections,
-                extra={"service": str(key.service_port), "backend": str(member.backend)},
-            )
-        yield
 
 
 def _task_lines(task: trio.lowlevel.Task, depth: int) -> Iterator[str]:

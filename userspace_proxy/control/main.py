@@ -8,9 +8,7 @@ import contextlib
 import gc
 import logging
 import os
-import random
 import signal
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -25,23 +23,29 @@ from userspace_proxy.control.collector import build_registry, metrics_page
 from userspace_proxy.control.cooperate import cooperate
 from userspace_proxy.control.counters import ControlCounters
 from userspace_proxy.control.dump import log_state
-from userspace_proxy.control.engine_loop import run_engine
+from userspace_proxy.control.engines import Engines
 from userspace_proxy.control.health import Health
 from userspace_proxy.control.hosts_writer import HostsWriter
 from userspace_proxy.control.instance_lock import instance_lock, node_lock, require_free_node
+from userspace_proxy.control.local_engine import LocalEngine
 from userspace_proxy.control.pipeline import Pipeline
-from userspace_proxy.control.process_limits import count_local_ports, flow_limits_within, raise_open_files_limit
+from userspace_proxy.control.process_limits import (
+    count_default_workers,
+    count_local_ports,
+    flow_limits_within,
+    raise_open_files_limit,
+)
 from userspace_proxy.control.service_health import ServiceHealthFacts, run_service_health
 from userspace_proxy.control.service_manager import ServiceManager
 from userspace_proxy.control.source import run_source
+from userspace_proxy.control.workers import Workers
 from userspace_proxy.dataplane.counters import EngineCounters
-from userspace_proxy.dataplane.engine import Engine
 from userspace_proxy.dataplane.listener_set import ListenerSet
 from userspace_proxy.errors import UserspaceProxyError
 from userspace_proxy.model.names import Family, IPAddress, NamespacedName, family_of
 from userspace_proxy.model.problem import Problem, Severity
 from userspace_proxy.plan.settings import plan_settings_for
-from userspace_proxy.plan.state import PlanSettings
+from userspace_proxy.plan.state import ListenerKey, PlanSettings
 from userspace_proxy.sources.api_events import EventTeller, Notice
 from userspace_proxy.sources.api_source import cluster_address_warning
 from userspace_proxy.sources.base import ApiState
@@ -64,6 +68,7 @@ class Running:
 
     pipeline: Pipeline
     listeners: ListenerSet
+    engines: Engines
     chosen: Chosen
     startup_s: float
     """Seconds it took."""
@@ -94,7 +99,11 @@ async def run_control(config: Config, on_ready: Callable[[Running], None]) -> No
     started_s = trio.current_time()
     gc.set_threshold(*GC_THRESHOLDS)
     limit = raise_open_files_limit()
-    config = evolve(config, flow_limits=flow_limits_within(config.flow_limits, limit, count_local_ports()))
+    config = evolve(
+        config,
+        workers=count_default_workers() if config.workers is None else config.workers,
+        flow_limits=flow_limits_within(config.flow_limits, limit, count_local_ports()),
+    )
     flows = config.flow_limits.max_total_flows
     LOG.debug("open files limit", extra={"reason": f"soft limit was {limit.before}, is {limit.after}; {flows} flows"})
     with contextlib.ExitStack() as locks:
@@ -114,21 +123,23 @@ class _Control:
         self._config = config
         self._chosen = chosen
         self._counters = ControlCounters(steering_kind=chosen.steering.kind, steering_repairs=chosen.steering.repairs)
-        self._engine = Engine(time.monotonic, _report_bug)
-        self._after_turn = trio.lowlevel.ParkingLot()
-        randomness = random.Random()  # noqa: S311 - no secret
-        self._listeners = ListenerSet(self._engine, config.limits, config.flow_limits, randomness.random)
+        self._engines = _engines(config, self._counters, self._listen_again)
+        self._listeners = ListenerSet(self._engines.plane, config.limits)
         self._pipeline = Pipeline(
             steering=chosen.steering,
             listeners=self._listeners,
+            engines=self._engines,
             settings=lambda node: plan_settings_for(config, node, read_local_addresses()),
             counters=self._counters,
             wall_clock=_wall_clock,
             on_problem=self._on_problem,
         )
+        self._api = None if config.manifests else ApiState()
+        self._engine_counters: Mapping[str, EngineCounters] = {}
+        """As of the last scrape."""
+        self._registry = build_registry(lambda: self._engine_counters, self._counters, self._api)
         self._hosts = _hosts_writer(config, chosen, self._pipeline)
         self._stopping = trio.Event()
-        self._api = None if config.manifests else ApiState()
         self._events = EventTeller(config.api, config.node_name, _wall_clock)
         self._health = Health(
             progress=self._pipeline,
@@ -157,7 +168,7 @@ class _Control:
     async def _run_parts(self, on_ready: Callable[[Running], None], started_s: float) -> None:
         """Serve until the first signal, and drain."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_engine, self._engine, self._after_turn)
+            nursery.start_soon(self._run_for_ever, "engines", self._engines.run)
             nursery.start_soon(self._manager.ping)
             await self._start_admin(nursery)
             with trio.CancelScope() as serving:
@@ -180,9 +191,8 @@ class _Control:
     async def _take_down(self) -> None:
         try:
             self._listeners.close_listeners()
-            self._listeners.abort_relays()
-            self._listeners.close_flows()
-            self._engine.close()
+            self._engines.abort()
+            self._listeners.close()
         finally:
             with trio.CancelScope(shield=True):
                 try:
@@ -196,7 +206,17 @@ class _Control:
         await self._pipeline.in_force.wait()
         gc.freeze()  # what is there now stays: the collector need not walk over it again and again
         took_s = trio.current_time() - started_s
-        on_ready(Running(self._pipeline, self._listeners, self._chosen, took_s, self._api, self._config.node_name))
+        on_ready(
+            Running(
+                pipeline=self._pipeline,
+                listeners=self._listeners,
+                engines=self._engines,
+                chosen=self._chosen,
+                startup_s=took_s,
+                api=self._api,
+                node_name=self._config.node_name,
+            )
+        )
         self._manager.tell("READY=1")
         if self._api is not None:
             self._warn_of_surroundings(self._api)
@@ -240,6 +260,9 @@ class _Control:
         await self._pipeline.in_force.wait()  # until then the source says what is wrong with the way to the API server
         await self._events.run()
 
+    def _listen_again(self, key: ListenerKey) -> None:
+        self._listeners.listen_again(key)
+
     def _on_problem(self, problem: Problem) -> None:
         if problem.event_reason and self._api is not None:
             self._events.tell(Notice(problem.subject, problem.event_reason, problem.text))
@@ -250,9 +273,8 @@ class _Control:
         self._on_problem(Problem(Severity.WARNING, subject, "spec.healthCheckNodePort", sentence, event_reason=reason))
 
     async def _start_admin(self, nursery: trio.Nursery) -> None:
-        registry = build_registry(self._engine_counters, self._counters, self._api)
         metrics: Routes = {
-            "/metrics": lambda: metrics_page(registry),
+            "/metrics": self._metrics,
             "/livez": lambda: text_response(200, "ok"),
             "/readyz": self._readiness,
         }
@@ -280,18 +302,18 @@ class _Control:
             if bound is not None:
                 LOG.info(what, extra={"address": "{} port {}".format(*bound)})
 
-    def _engine_counters(self) -> Mapping[str, EngineCounters]:
-        self._listeners.report()
-        return {"control": self._engine.counters}
+    async def _metrics(self) -> Response:
+        self._engine_counters = await self._engines.counters()
+        return await cooperate(metrics_page(self._registry))
 
     def _readiness(self) -> Response:
         """Return 200 while clients are served; single listeners that cannot be opened are told, and change nothing."""
-        failures = "\n".join((*self._pipeline.failures, *self._api_failures()))
+        failures = "\n".join((*self._engines.failures, *self._pipeline.failures, *self._api_failures()))
         if self._stopping.is_set():
             return text_response(503, "stopping")
         if not self._pipeline.in_force.is_set():
             return text_response(503, f"the first complete list is not in force yet\n{failures}".rstrip())
-        if self._pipeline.steering_failure:
+        if self._pipeline.steering_failure or not self._engines.serves:
             return text_response(503, failures)
         return text_response(200, f"ok\n{failures}".rstrip())
 
@@ -319,8 +341,8 @@ class _Control:
             self._counters.unexpected_errors += 1
 
     async def _log_state(self) -> None:
-        steps = log_state(self._pipeline, self._listeners, self._engine, api=self._api, now_s=_wall_clock())
-        await cooperate(steps)
+        log_state(self._pipeline, self._listeners, api=self._api, now_s=_wall_clock())
+        await self._engines.log_state()
 
     async def _handle_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -349,17 +371,21 @@ class _Control:
 
     async def _drain(self) -> None:
         """Accept no more, and wait for connections and flows to end, as long as they may; flows take some seconds."""
-        listeners = self._listeners
-        listeners.close_listeners()
+        self._listeners.close_listeners()
         with trio.move_on_after(self._config.drain_timeout_s) as scope:
-            while listeners.open_relays or listeners.open_flows:
-                await self._after_turn.park()
+            await self._engines.wait_empty()
         if scope.cancelled_caught:
-            left = f"{listeners.open_relays} connections, {listeners.open_flows} flows"
+            left = "{} connections, {} flows".format(*self._engines.open_now)
             LOG.warning(
                 "the drain time is over; the connections left are reset, the flows ended",
                 extra={"reason": f"{left} after {self._config.drain_timeout_s} s"},
             )
+
+
+def _engines(config: Config, counters: ControlCounters, on_stopped: Callable[[ListenerKey], None]) -> Engines:
+    if config.workers:
+        return Workers(config, counters, on_stopped)
+    return LocalEngine(config.limits, config.flow_limits, on_stopped)
 
 
 def _hosts_writer(config: Config, chosen: Chosen, pipeline: Pipeline) -> HostsWriter | None:
@@ -383,7 +409,3 @@ def _health_check_addresses(settings: PlanSettings) -> Iterator[IPAddress]:
     """Yield where load balancers ask for this node: where NodePorts answer."""
     for family in _families(settings):
         yield from settings.node_port_addresses.get(family, (WILDCARD[family],))
-
-
-def _report_bug(error: Exception) -> None:
-    LOG.error("a bug in the data plane ended one connection or flow", exc_info=error)

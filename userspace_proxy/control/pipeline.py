@@ -17,6 +17,7 @@ from userspace_proxy.control.applied_state import AppliedState
 from userspace_proxy.control.backlog import Backlog, Batch
 from userspace_proxy.control.cooperate import cooperate
 from userspace_proxy.control.counters import ControlCounters
+from userspace_proxy.control.engines import Engines
 from userspace_proxy.control.problem_log import ProblemLog
 from userspace_proxy.dataplane.listener_set import ListenerSet
 from userspace_proxy.errors import SteeringError
@@ -52,6 +53,7 @@ class Pipeline:
         *,
         steering: Steering,
         listeners: ListenerSet,
+        engines: Engines,
         settings: Callable[[Node | None], PlanSettings],
         counters: ControlCounters,
         wall_clock: Callable[[], float],
@@ -62,6 +64,7 @@ class Pipeline:
         Args:
             steering: Leads packets to the listeners.
             listeners: Opens and closes them.
+            engines: Serve them.
             settings: Returns what plans depend on besides Services and EndpointSlices, for the Node as it is known;
                 asked again when that changes, and every few seconds.
             counters: Gets what happens here.
@@ -69,6 +72,9 @@ class Pipeline:
             on_problem: Called with each Problem that has not been there before, once it is logged.
         """
         self._steering = steering
+        self._engines = engines
+        self._engines_in_force: Mapping[str, bool] = {}
+        """By name: whether all is in force there."""
         self._read_settings = settings
         self._counters = counters
         self._wall_clock = wall_clock
@@ -269,6 +275,7 @@ class Pipeline:
         await cooperate(self._applied.apply(retry=retry))
         self._generation += changed
         self._applied.open_listeners(retry=retry)
+        self._engines_in_force = await self._engines.settle()
         self._note_in_force(self._backlog.end_reconcile(replanned, self._applied.unsteered))
         if retry or (self._applied.steering_is_due and not self.steering_failure):
             self._steer_wake.set()
@@ -314,7 +321,9 @@ class Pipeline:
         self._tell_backlog()
         is_due = self._applied.steering_is_due or self._is_steering or not self._applied.is_complete
         if not (self.failures or is_due):
-            self._counters.applied_generation["control"] = self._generation
+            for name, is_in_force in self._engines_in_force.items():
+                if is_in_force:
+                    self._counters.applied_generation[name] = self._generation
 
     def _tell_backlog(self) -> None:
         self._counters.service_changes_pending = self._backlog.service_changes

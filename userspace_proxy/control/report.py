@@ -9,6 +9,7 @@ import msgspec
 from userspace_proxy.config import Config, NodePortAddresses
 from userspace_proxy.control.check import CheckResult
 from userspace_proxy.control.main import Running
+from userspace_proxy.control.process_limits import count_default_workers
 from userspace_proxy.model.names import IPAddress
 from userspace_proxy.plan.state import DesiredState, ServicePlan, SourceClass, Target, Verdict
 from userspace_proxy.sources.manifest_files import shown_path
@@ -40,6 +41,8 @@ def settings_lines(config: Config) -> Iterator[str]:
         ("udp-idle-timeout", f"{flows.idle_timeout_s:g} s"),
         ("udp-max-flows", f"{flows.max_flows} per listener"),
         ("udp-max-total-flows", str(flows.max_total_flows or "half of the files or local ports there are")),
+        ("workers", _workers(config.workers)),
+        ("worker-user", config.worker_user or "the one of this process"),
         ("loopback-range", str(config.loopback_range)),
         ("proxy-port-range", f"{ports[0]}-{ports[-1]}"),
         ("metrics-bind-address", _address_or_off(config.metrics_bind_address)),
@@ -194,6 +197,12 @@ def _count(number: int, noun: str) -> str:
 
 def _seconds_or_off(seconds: float | None) -> str:
     return "off" if seconds is None else f"{seconds:g} s"
+
+
+def _workers(number: int | None) -> str:
+    if number is None:
+        return f"{count_default_workers()}, by the CPUs that may be used"
+    return str(number) if number else "0: this process serves"
 
 
 def _address_or_off(address: tuple[IPAddress, int] | None) -> str:

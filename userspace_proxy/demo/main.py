@@ -16,6 +16,7 @@ import trio
 from userspace_proxy.balance.live_pool import Member
 from userspace_proxy.config import Config, SteeringKind
 from userspace_proxy.control.main import Running, run_control
+from userspace_proxy.dataplane.engine_listeners import EngineListeners
 from userspace_proxy.demo.backend_process import BackendProcess, start_backends
 from userspace_proxy.demo.instance import Instance, open_instance
 from userspace_proxy.demo.table import build_rows, run_table
@@ -116,6 +117,7 @@ def _config(instance: Instance, directory: Path) -> Config:
         state_dir=directory / "state",
         runtime_dir=directory / "run",
         steering=SteeringKind.LOOPBACK,
+        workers=0,
         drain_timeout_s=_DRAIN_TIMEOUT_S,
         loopback_range=instance.loopback_range,
         metrics_bind_address=(IPv4Address("127.0.0.1"), 0),
@@ -124,20 +126,28 @@ def _config(instance: Instance, directory: Path) -> Config:
 
 async def _show(backends: Sequence[BackendProcess], running: Running) -> None:
     def members() -> Iterable[Member]:
-        return (member for _, pool in running.listeners.pools() for member in pool.members)
+        return (member for _, pool in _engine_listeners(running).pools() for member in pool.members)
 
     await run_table(lambda: build_rows(backends, members()))
 
 
 async def _drive(address: tuple[str, int], requests: int, backends: Sequence[BackendProcess], running: Running) -> bool:
     """Send requests in two phases, the second with a backend less, and return whether all went well."""
-    first, kill = await run_phase_with_kill(address, requests // 2, backends, running.listeners.relays)
+    first, kill = await run_phase_with_kill(address, requests // 2, backends, _engine_listeners(running).relays)
     _print(phase_lines("phase 1: all backends", first))
     _print(kill_lines(kill, first.lost))
     second = await run_phase(address, requests - requests // 2, backends)
     _print(phase_lines(f"phase 2: without {kill.name}", second))
     _print([verdict_line([first, second])])
     return all(phase.is_even and not phase.failures for phase in (first, second))
+
+
+def _engine_listeners(running: Running) -> EngineListeners:
+    """Return what the engine serves, which is in this process so that it can be looked at."""
+    plane = running.engines.plane
+    if not isinstance(plane, EngineListeners):
+        raise TypeError(plane)
+    return plane
 
 
 def _print(lines: Iterable[str]) -> None:

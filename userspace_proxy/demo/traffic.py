@@ -29,7 +29,7 @@ _ANSWER = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\nhello fro
 ClientAddress = tuple[str, int]
 """IP address and port of a client's socket."""
 Relays = Callable[[], Iterable[TcpRelay]]
-"""Returns the connections that are open at this moment (see ``ListenerSet.relays``)."""
+"""Returns the connections that are open at this moment (see ``EngineListeners.relays``)."""
 
 
 @frozen

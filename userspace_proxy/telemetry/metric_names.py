@@ -147,6 +147,12 @@ AFFINITY_EVICTIONS = MetricName(
     "userspace_proxy_affinity_evictions_total",
     "Clients whose session affinity was forgotten before its time because there were too many.",
 )
+WORKER_RESTARTS = MetricName(
+    MetricType.COUNTER,
+    "userspace_proxy_worker_restarts_total",
+    "Workers that were replaced, by why they ended (exit, signal, hang, protocol).",
+    ("worker", "reason"),
+)
 API_WATCH_UP = MetricName(
     MetricType.GAUGE,
     "userspace_proxy_api_watch_up",
@@ -276,6 +282,7 @@ ALL = (
     UNEXPECTED_ERRORS,
     UNSERVED_PORTS,
     AFFINITY_EVICTIONS,
+    WORKER_RESTARTS,
     API_WATCH_UP,
     API_STATE_TIMESTAMP,
     API_LAST_EVENT_TIMESTAMP,

@@ -106,6 +106,30 @@ def test_every_option_of_udp_is_in_the_config() -> None:
     assert config.limits == RelayLimits()
 
 
+def test_every_option_of_workers_is_in_the_config(tmp_path: Path) -> None:
+    """``check`` starts none, and so has no option for them; a file may name them all the same."""
+    config = config_of(*API, "--workers", "3", "--worker-user", " proxy ")
+    assert (config.workers, config.worker_user) == (3, "proxy")
+    assert config_of(*API, "--workers", "0").workers == 0
+    file = written(tmp_path / "f", f"{OWN}workers: 2\nworkerUser: '65534'\n")
+    config = config_of(*API, *file)
+    assert (config.workers, config.worker_user) == (2, "65534")
+    checked = config_of(*API, *file, command=CHECK)
+    assert (checked.workers, checked.worker_user) == (None, "")
+
+
+def test_user_of_no_worker_is_refused(tmp_path: Path) -> None:
+    """Who names a user wants less rights, which is not what a single process has; a wrong file is named."""
+    with pytest.raises(click.UsageError, match="--workers 0 leaves nobody to run as --worker-user"):
+        config_of(*API, "--workers", "0", "--worker-user", "proxy")
+    file = written(tmp_path / "f", f"{OWN}workers: 0\nworkerUser: proxy\n")
+    with pytest.raises(ConfigError, match="f: --workers 0 leaves nobody to run as --worker-user"):
+        config_of(*API, *file)
+    with pytest.raises(click.UsageError, match="--workers 0 leaves"):
+        config_of(*API, *file, "--workers", "0")
+    assert config_of(*API, *file, "--workers", "1").worker_user == "proxy"
+
+
 def test_defaults_are_those_of_the_config() -> None:
     """There is one place with defaults; only what the machine decides differs."""
     config = config_of(*API, "--hostname-override", "n")
@@ -316,6 +340,10 @@ def refusal(directory: Path, text: str) -> str:
             f"{OWN}udpIdleTimeout: 9\n---\n{KUBE_PROXY}udpIdleTimeout: 9s",
             "3: udpIdleTimeout says again what udpIdleTimeout (line 7) says; remove one of them",
         ),
+        (OWN + "workers: 65", "3: workers cannot be used: 65 is not in the range 0<=x<=64"),
+        (OWN + "workers: auto", "3: workers must be a whole number, not 'auto'"),
+        (OWN + "workerUser: 65534", "3: workerUser must be a text, not 65534 (put it in quotes)"),
+        (OWN + "workerUser: ' '", "3: workerUser cannot be used: the user of the workers must not be blank"),
         (OWN + "dialTimout: 1", "3: dialTimout is no key of UserspaceProxyConfiguration; the nearest is dialTimeout"),
         (
             OWN + "externalips: true",

@@ -89,6 +89,7 @@ def busy_control() -> ControlCounters:
     control.no_local_endpoints[PolicyClass.EXTERNAL, Family.IPV4] = 8
     control.unserved_ports[Protocol.SCTP] = 9
     control.steering_kind, control.steering_repairs = "iptables", {"IPv4 nat": 7, "IPv6 filter": 1}
+    control.worker_restarts["1", "hang"] += 2
     control.healthz["503"] += 5
     control.livez["200"] += 6
     return control
@@ -130,6 +131,7 @@ def test_scrape_of_one_engine_has_its_values_under_the_right_labels() -> None:
     assert values(families["userspace_proxy_unexpected_errors"]) == {("engine",): 1, ("control",): 2}
     assert values(families["userspace_proxy_affinity_evictions"]) == {(): 7}
     assert values(families["userspace_proxy_steering_info"]) == {("iptables",): 1}
+    assert values(families["userspace_proxy_worker_restarts"]) == {("hang", "1"): 2}
     assert values(families["userspace_proxy_steering_repairs"]) == {("IPv4 nat",): 7, ("IPv6 filter",): 1}
     assert values(families["userspace_proxy_unserved_ports"]) == {("SCTP",): 9, ("TCP",): 0, ("UDP",): 0}
     assert values(families["userspace_proxy_listen_failures"]) == {(): 6}

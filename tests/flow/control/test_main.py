@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from userspace_proxy.config import Config, SteeringKind
 from userspace_proxy.control import source as source_module
 from userspace_proxy.control.main import RESTART_S, Running, run_control
+from userspace_proxy.dataplane.engine_listeners import EngineListeners
 from userspace_proxy.errors import ConfigError, SteeringError
 from userspace_proxy.plan.state import Pool
 from userspace_proxy.sources.base import Applied, Synced, WatchEvents
@@ -72,6 +73,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Scrip
             state_dir=tmp_path / "state",
             runtime_dir=tmp_path / "run",
             steering=SteeringKind.LOOPBACK,
+            workers=0,
             loopback_range=own_loopback_range(),
             metrics_bind_address=None,
         )
@@ -207,7 +209,8 @@ async def test_bug_in_the_pipeline_costs_a_rest_and_no_change(
         await trio.sleep(RESTART_S - 1)
         assert bugs(caplog) == ["pipeline"]
         await trio.sleep(2)
-        ((_, pool),) = run.listeners.pools()
+        assert isinstance(run.engines.plane, EngineListeners)
+        ((_, pool),) = run.engines.plane.pools()
         assert len(pool.members) == 2
         assert bugs(caplog) == ["pipeline"]
 
@@ -220,11 +223,12 @@ async def test_bug_in_the_dump_ends_nothing(
 ) -> None:
     """Who asks for the state must not lose it; a second signal is heard, too."""
 
-    def strike() -> None:
+    async def strike() -> None:
+        await trio.lowlevel.checkpoint()
         raise RuntimeError("a bug")
 
     async with running(run_with, ScriptedSource(LIST)) as run:
-        monkeypatch.setattr(run.listeners, "pools", strike)
+        monkeypatch.setattr(run.engines, "log_state", strike)
         for count in (1, 2):
             os.kill(os.getpid(), signal.SIGUSR1)
             await trio.sleep(1)
@@ -250,7 +254,7 @@ async def test_bug_while_taking_down_does_not_leave_the_rules(
 
     def on_ready(run: Running) -> None:
         ready.append(run)
-        monkeypatch.setattr(run.listeners, "abort_relays", strike)
+        monkeypatch.setattr(run.engines, "abort", strike)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(ExceptionGroup) as caught:

@@ -91,6 +91,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: Sequence[Not
             api=ApiAccess(service_proxy_name="mine"),
             node_name="node-1",
             steering=SteeringKind.LOOPBACK,
+            workers=0,
             loopback_range=own_loopback_range(),
             metrics_bind_address=None,
         )

@@ -96,7 +96,7 @@ async def test_pipeline_closes_a_shared_listener_once_no_rule_leads_to_it(autoju
     """A removed Service: rules first, then its socket and its Pool; nothing of it is kept."""
     async with open_flow() as flow:
         await flow.sync(WEB, WEB_1, CART, CART_1)
-        both = set(flow.listeners._open)
+        both = set(flow.listeners._serving)
         await flow.remove(WEB, WEB_1)
         await flow.settle()
         assert flow.steering.applied[1:] == [["10.96.0.11:80/TCP"]]
@@ -204,6 +204,23 @@ async def test_pipeline_counts_what_is_in_force(autojump_clock: MockClock) -> No
         assert counters.applied_generation == {"control": 2}
         assert sum(counters.reconcile_duration.counts) == 2
         assert dict(counters.reconcile_failures) == {}
+
+
+async def test_pipeline_notes_the_generation_of_each_engine_that_has_it(autojump_clock: MockClock) -> None:
+    """One that is late keeps the number it had, and has the new one when it has caught up."""
+    async with open_flow() as flow:
+        generations = flow.counters.applied_generation
+        flow.engines.in_force = {"0": True, "1": False}
+        await flow.sync(WEB, WEB_1)
+        assert generations == {"0": 1}
+        flow.engines.in_force = {"0": True, "1": True}
+        await trio.sleep(2 * RETRY_S)
+        assert generations == {"0": 1, "1": 1}
+        flow.engines.in_force = {"0": False, "1": True}
+        await flow.feed(CART, CART_1)
+        await flow.settle()
+        assert generations == {"0": 1, "1": 2}
+        assert flow.pipeline.failures == ()
 
 
 async def test_pipeline_change_of_endpoints_does_not_wait_for_steering(autojump_clock: MockClock) -> None:

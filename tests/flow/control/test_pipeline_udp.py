@@ -151,11 +151,11 @@ async def test_pipeline_tcp_pool_stays_until_steering_was_told(autojump_clock: M
     with open_backend() as backend:
         async with open_flow() as flow:
             await flow.sync(service("shop/dns", *ports), slice_of(backend), tcp_slice("dns"))
-            assert len(list(flow.listeners.pools())) == 2
+            assert len(list(flow.served.pools())) == 2
             flow.steering.held = trio.Event()
             await flow.remove(service("shop/dns"))
             await flow.settle()
-            assert [key.service_port.protocol for key, _ in flow.listeners.pools()] == [Protocol.TCP]
+            assert [key.service_port.protocol for key, _ in flow.served.pools()] == [Protocol.TCP]
             flow.steering.held.set()
             await flow.settle()
             assert flow.backends() == {}
@@ -207,7 +207,7 @@ async def test_bug_while_a_service_is_added_does_not_leave_its_pools_if_it_goes(
                 await flow.pipeline.feed([Synced()])
                 flow.steering.bug_in = "place"
                 await run_into_bug(flow, "a bug in place")
-                assert [str(key.service_port.service) for key, _ in flow.listeners.pools()] == [f"shop/{name}"]
+                assert [str(key.service_port.service) for key, _ in flow.served.pools()] == [f"shop/{name}"]
                 await flow.remove(*objects)
                 flow.steering.held = trio.Event() if name == "dns" else None
                 async with running(flow):
@@ -223,6 +223,6 @@ async def test_pipeline_port_that_becomes_udp_keeps_its_counters(autojump_clock:
             await flow.settle()
             with open_client(flow) as client:
                 assert received(flow, client, b"1", backend)
-            flow.listeners.report()
+            flow.served.report()
             assert flow.engine.counters.udp_services["shop/dns:dns"].datagrams_to_backend == 1
             assert not flow.engine.counters.services

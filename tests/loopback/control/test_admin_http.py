@@ -57,7 +57,7 @@ def test_serve_admin_with_curl_answers_each_kind_of_request() -> None:
     [
         pytest.param(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n", [200], id="one request"),
         pytest.param(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n" * 5, [200] * 5, id="pipelined"),
-        pytest.param(b"GET /stepped HTTP/1.1\r\nHost: a\r\n\r\n" * 2, [200] * 2, id="page in steps"),
+        pytest.param(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n" * 2, [200] * 2, id="page that takes time"),
         pytest.param(
             b"HEAD /livez HTTP/1.1\r\nHost: a\r\n\r\nGET /nothing HTTP/1.1\r\nHost: a\r\n\r\n",
             [200, 404],
@@ -139,9 +139,7 @@ def test_serve_admin_head_answer_has_no_body() -> None:
     with_admin(test)
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(b"/broken", id="at once"), pytest.param(b"/broken-step", id="in a step")]
-)
+@pytest.mark.parametrize("path", [pytest.param(b"/broken", id="at once"), pytest.param(b"/broken-slow", id="later")])
 def test_serve_admin_page_that_raises_is_500_logged_counted_and_survived(
     path: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

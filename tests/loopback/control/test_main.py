@@ -24,6 +24,7 @@ from cli_driver import (
 )
 from peers import End, Peers, Server, greet, open_peers
 
+from userspace_proxy.control.process_limits import count_default_workers
 from userspace_proxy.telemetry import metric_names
 
 pytestmark = pytest.mark.slow
@@ -127,11 +128,31 @@ async def test_run_asked_for_its_state_logs_it_and_goes_on(manifests: Path) -> N
         assert await client.receive(1) == b"a"
         run.signal(signal.SIGUSR1)
         await run.wait_for_log(r"state: backend with 1 open connections, 1 made service=shop/web:http backend=127\.")
-        assert "state: 1 services, 1 listeners, 1 connections" in run.log
-        assert re.search(r"(?m)task: .*run_engine:\d+ > \S*wait_readable:\d+$", run.log), run.log
+        assert "state: 1 services, 1 listeners" in run.log
+        assert "state: 1 connections, 0 flows, " in run.log
         assert re.search(r"task: .*Pipeline\._reconcile_for_ever:\d+ > (Event\.wait|sleep):", run.log), run.log
         await client.send(b"x")
         assert await client.receive(1) == b"x"
+
+
+async def test_run_without_workers_serves_by_itself(manifests: Path) -> None:
+    """With --workers 0 there is one process, and the metrics and the state are those of its own engine."""
+    async with serving(manifests, "--workers", "0") as (run, peers):
+        assert "\n  workers: 0: this process serves\n" in run.output
+        client = await peers.connect(run.dial_address())
+        assert await client.receive(1) == b"a"
+        assert _count_children(run.process.pid) == 0
+        page = (await run.get("/metrics"))[1]
+        assert 'userspace_proxy_connections_active{service="shop/web:http",worker="control"} 1.0' in page
+        assert 'userspace_proxy_applied_generation{worker="control"} 1.0' in page
+        run.signal(signal.SIGUSR1)
+        await run.wait_for_log(r"state: backend with 1 open connections, 1 made service=shop/web:http backend=127\.")
+        assert re.search(r"(?m)task: .*run_engine:\d+ > \S*wait_readable:\d+$", run.log), run.log
+
+
+def _count_children(pid: int) -> int:
+    """Return how many processes a process has started that were not waited for (proc(5))."""
+    return sum(len(children.read_text().split()) for children in Path(f"/proc/{pid}/task").glob("*/children"))
 
 
 async def test_run_serves_metrics_and_health(manifests: Path) -> None:
@@ -145,13 +166,16 @@ async def test_run_serves_metrics_and_health(manifests: Path) -> None:
         assert {name.name for name in metric_names.ALL} <= set(re.findall(r"(?m)^# TYPE (\S+) ", page))
         for line in (
             'userspace_proxy_connections_total{protocol="TCP",service="shop/web:http"} 1.0',
-            'userspace_proxy_connections_active{service="shop/web:http",worker="control"} 1.0',
             'userspace_proxy_relayed_bytes_total{direction="to_client",service="shop/web:http"} 2.0',
             'userspace_proxy_dials_total{outcome="connected",service="shop/web:http"} 1.0',
-            'userspace_proxy_applied_generation{worker="control"} 1.0',
             'userspace_proxy_unexpected_errors_total{part="control"} 0.0',
         ):
             assert f"\n{line}\n" in page
+        by_worker = r'(?m)^userspace_proxy_{}{{{}worker="(\d+)"}} (\S+)$'
+        active = re.findall(by_worker.format("connections_active", 'service="shop/web:http",'), page)
+        assert sum(float(value) for _, value in active) == 1
+        applied = re.findall(by_worker.format("applied_generation", ""), page)
+        assert applied == [(str(number), "1.0") for number in range(count_default_workers())]
         assert await run.get("/livez") == (200, "ok\n")
         assert await run.get("/readyz") == (200, "ok\n")
         assert (await run.get("/"))[0] == 404
@@ -289,7 +313,8 @@ async def test_run_black_holed_endpoint_delays_no_other_client(manifests: Path) 
             manifests, [service_object(), *slice_objects("shop/web", *(server.backend for server in servers))]
         )
         async with open_run(
-            manifests.parent, "--manifests", manifests, "--dial-next-after", "1000", "--dial-timeout", "2000"
+            *(manifests.parent, "--manifests", manifests, "--workers", "1"),
+            *("--dial-next-after", "1000", "--dial-timeout", "2000"),
         ) as run:
             await run.wait_ready()
             clients = [await peers.connect(run.dial_address()) for _ in range(6)]

@@ -36,11 +36,11 @@ def put(path: Path, text: str) -> None:
 
 
 async def test_run_spreads_connections_evenly(manifests: Path) -> None:
-    """Round robin is exact: of nine connections each of three endpoints gets three."""
+    """Round robin is exact in each worker: of nine connections each of three endpoints gets three."""
     async with open_peers() as peers:
         backends = [peers.listen(greet(name)).backend for name in (b"a", b"b", b"c")]
         write_manifests(manifests, [service_object(), *slice_objects("shop/web", *backends)])
-        async with open_run(manifests.parent, "--manifests", manifests) as run:
+        async with open_run(manifests.parent, "--manifests", manifests, "--workers", "1") as run:
             await run.wait_ready()
             greetings = Counter([await dial(peers, run.dial_address()) for _ in range(9)])
             assert greetings == {"a": 3, "b": 3, "c": 3}
@@ -128,8 +128,8 @@ async def test_run_told_to_read_again_does_and_serves_on(manifests: Path) -> Non
             await client.send(b"x")
             assert await client.receive(1) == b"x"
             assert await dial(peers, run.dial_address()) == "a"
-            generation = 'userspace_proxy_applied_generation{worker="control"} 1.0'
-            assert generation in (await run.get())[1], "what is read again and is the same is no change"
+            generations = re.findall(r"(?m)^userspace_proxy_applied_generation\{.*\} (\S+)$", (await run.get())[1])
+            assert set(generations) == {"1.0"}, "what is read again and is the same is no change"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,8 @@ async def test_run_logs_connections_for_machines(manifests: Path) -> None:
                 "bytes_to_client": 4,
             }
             assert {key: record[key] for key in expected} == expected
-            assert 0 < record["dial_duration_s"] <= record["duration_s"]
+            assert 0 <= record["dial_duration_s"] <= record["duration_s"], "an endpoint on this node may answer at once"
+            assert record["duration_s"] > 0
 
 
 async def test_run_logs_no_connections_unless_told_to(manifests: Path) -> None:

@@ -1,5 +1,6 @@
 """The limit of open files, in processes of its own."""
 
+import os
 import platform
 import resource
 import subprocess
@@ -8,8 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from userspace_proxy.config import FlowLimits
-from userspace_proxy.control.process_limits import UNLIMITED, OpenFilesLimit, count_local_ports, flow_limits_within
+from userspace_proxy.config import MOST_WORKERS, FlowLimits
+from userspace_proxy.control.process_limits import (
+    UNLIMITED,
+    OpenFilesLimit,
+    count_default_workers,
+    count_local_ports,
+    count_usable_cpus,
+    flow_limits_within,
+)
 
 FORBID = """
 import ctypes, struct
@@ -84,6 +92,59 @@ def test_local_ports_are_counted_as_the_kernel_says(tmp_path: Path, text: str | 
     if text is not None:
         path.write_text(text)
     assert count_local_ports(path) == count
+
+
+def quota_file(directory: Path, text: str | None) -> Path:
+    """Return where the quota of CPU time is written down, if there is a text."""
+    path = directory / "cpu.max"
+    if text is not None:
+        path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process run on four CPUs, whatever machine this is."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+
+
+@pytest.mark.usefixtures("four_cpus")
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        pytest.param("200000 100000\n", 2, id="two"),
+        pytest.param("150000 100000\n", 2, id="part of one counts"),
+        pytest.param("1000 100000\n", 1, id="never none"),
+        pytest.param("6400000 100000\n", 4, id="more than there are"),
+        pytest.param("max 100000\n", 4, id="no quota"),
+        pytest.param("", 4, id="nothing written down"),
+        pytest.param(None, 4, id="no cgroup v2"),
+    ],
+)
+def test_usable_cpus_are_within_the_quota_of_the_container(tmp_path: Path, text: str | None, count: int) -> None:
+    """As cpu.max has it: microseconds of CPU time in each period of so many."""
+    assert count_usable_cpus(quota_file(tmp_path, text)) == count
+
+
+def test_usable_cpus_are_those_that_the_process_may_run_on(tmp_path: Path) -> None:
+    """Not all that the machine has: taskset(1) and a cpuset are obeyed."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert count_usable_cpus(quota_file(tmp_path, None)) == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert count_usable_cpus(quota_file(tmp_path, None)) == len(before)
+
+
+@pytest.mark.parametrize("cpus", [1, 3, MOST_WORKERS, MOST_WORKERS + 1, 128])
+def test_default_workers_are_one_for_each_cpu_within_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int
+) -> None:
+    """A big machine gets no more than it needs unless somebody asks; the quota counts here, too."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
+    assert count_default_workers(quota_file(tmp_path, None)) == min(cpus, MOST_WORKERS)
+    assert count_default_workers(quota_file(tmp_path, "100000 100000")) == 1
 
 
 PRLIMIT64 = {"x86_64": 302, "aarch64": 261}
