@@ -186,7 +186,7 @@ def _run_ours(stack: ExitStack, folder: Path, backend: int, setup: Setup) -> Tar
     manifest = folder / "dns.yaml"
     manifest.write_text(_MANIFEST.format(type=kind, port=port, node_port=node_port, backend=backend))
     command = [
-        *(sys.executable, "-m", "userspace_proxy", "run", "--manifests", str(manifest)),
+        *(sys.executable, "-m", "userspace_proxy", "run", "--workers", "1", "--manifests", str(manifest)),
         *("--state-dir", str(folder), "--runtime-dir", str(folder)),
         *("--metrics-bind-address", "", "--log-level", "error", "--drain-timeout", "0"),
         *("--udp-idle-timeout", str(setup.idle_timeout_s)),

@@ -1,6 +1,7 @@
 """Programs under measurement: started, seen to be ready, weighed by /proc, and ended whatever happens.
 
-For the scripts of this folder. Entry points: ``running``, ``cpu_s``, ``memory_bytes``, ``free_port``.
+For the scripts of this folder. Entry points: ``running``, ``cpu_s``, ``memory_bytes``,
+``free_port``, ``end_cleanly_at_sigterm``.
 """
 
 import os
@@ -13,9 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 5.0
 BETWEEN_LOOKS_S = 0.05
 
@@ -63,12 +65,25 @@ def running(command: list[str], is_ready: Callable[[], bool]) -> Iterator[int]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def end_cleanly_at_sigterm() -> None:
+    """Have SIGTERM end this script as an exception does, so that what it has started is ended too."""
+    signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
 def family_of_processes(pid: int) -> list[int]:
-    """Return the pid of a process and those of all its descendants (proc(5), task/TID/children)."""
+    """Return the pid of a process and those of all its descendants (proc(5), task/TID/children).
+
+    Some may have ended meanwhile.
+    """
     pids = [pid]
     for each in pids:
-        for children in Path(f"/proc/{each}/task").glob("*/children"):
-            pids.extend(int(child) for child in children.read_text().split())
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for children in Path(f"/proc/{each}/task").glob("*/children"):
+                pids.extend(int(child) for child in children.read_text().split())
     return pids
 
 
