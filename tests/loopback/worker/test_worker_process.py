@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from attrs import evolve
@@ -29,6 +30,8 @@ FORBIDDEN = {
 MOST_RESIDENT_KB = 20_000 if sys.version_info < (3, 12) else 21_000
 """From Python 3.12 on, what attrs compiles while it is imported leaves more behind."""
 SERVICES = 100
+QUESTIONS = 500
+"""While a worker answers so many, it writes some hundred kilobytes to the log if there is that much to write."""
 FLOOD = 3000
 """Questions that nobody reads the answers to: several times what a socket's buffer takes of these."""
 
@@ -119,6 +122,31 @@ def test_worker_with_much_to_write_to_the_log_answers_meanwhile(worker: WorkerPr
     worker.report()
     assert worker.log.count("state: backend") < 3000
     wait_until(lambda: worker.log.count("state: backend") == 3000)
+
+
+def test_worker_goes_on_though_nobody_reads_its_log(tmp_path: Path) -> None:
+    """What finds no room is lost, and said once there is some: a terminal that was stopped must not stop clients."""
+    pipe = tmp_path / "log"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with open_worker(through=("sh", "-c", 'exec "$@" 2>"$0"', str(pipe))) as worker:
+            backends = [f"10.0.{number}.1:80" for number in range(100)]
+            for number in range(30):
+                worker.apply(SetPool(pool(*backends, key=pool_key(f"shop/web-{number}:http"))))
+            worker.apply(LogState())
+            for _ in range(QUESTIONS):  # between them it writes on, until the pipe has been full for long
+                worker.report()
+            said = os.read(reader, 1 << 20)
+            assert said.count(b"state: backend") < 3000
+
+            def has_said_so() -> bool:
+                worker.report()
+                return bool(select.select([reader], [], [], 0)[0]) and b"were lost" in os.read(reader, 1 << 20)
+
+            wait_until(has_said_so)
+    finally:
+        os.close(reader)
 
 
 def test_worker_names_itself_in_the_log(shop: Shop, worker: WorkerProcess) -> None:
