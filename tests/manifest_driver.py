@@ -1,12 +1,12 @@
 """Manifests as texts, and the manifest source run on them.
 
-Entry points: ``service_text``, ``endpoint_slice_text``, ``documents``, ``watching``, ``children``.
+Entry points: ``service_text``, ``endpoint_slice_text``, ``documents``, ``watching``.
 """
 
 import math
 import os
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -136,15 +136,3 @@ async def watching(*paths: Path) -> AsyncIterator[Watched]:
             nursery.start_soon(run_manifests, paths, send, reload_requested)
             yield Watched(batches, reload_send)
             nursery.cancel_scope.cancel()
-
-
-def children() -> set[int]:
-    """Return the pids of the child processes of this process, dead ones that were not waited for included."""
-    found: set[int] = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            # proc_pid_stat(5): the name in parentheses may hold anything
-            parent = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1]
-            if int(parent) == os.getpid():
-                found.add(int(stat.parent.name))
-    return found

@@ -24,6 +24,7 @@ from cli_driver import (
     write_manifests,
 )
 from peers import NOBODY, End, Peers, greet, open_peers
+from process_tree import children
 
 from userspace_proxy.plan.state import Backend
 
@@ -58,10 +59,8 @@ for _ in range(int(sys.argv[3])):
 
 
 def worker_pids(run: Run) -> list[int]:
-    """Return the workers of a run (proc(5), task/TID/children)."""
-    lists = Path(f"/proc/{run.process.pid}/task").glob("*/children")
-    children = [int(child) for text in lists for child in text.read_text().split()]
-    return [pid for pid in children if b"userspace_proxy.worker" in command_line(pid)]
+    """Return the workers of a run."""
+    return [pid for pid in children(run.process.pid) if b"userspace_proxy.worker" in command_line(pid)]
 
 
 def command_line(pid: int) -> bytes:

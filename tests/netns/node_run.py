@@ -13,6 +13,7 @@ from typing import Any
 
 from cli_driver import COMMAND, write_manifests
 from netns.nodes import Namespace, Node
+from process_tree import children, has_ended
 
 # Greets each client with a name and closes; answers each datagram with the name. Both in both families.
 _GREET = """
@@ -109,9 +110,11 @@ class NodeRun:
         return self.wait()
 
     def kill(self) -> None:
-        """End it without a chance to remove anything."""
+        """End it without a chance to remove anything; its workers have ended with it."""
+        workers = children(self.process.pid)
         self.process.kill()
         self.process.wait()
+        wait_until(lambda: all(map(has_ended, workers)))
 
     def wait(self) -> int:
         """Wait for its end and return its exit status."""

@@ -44,7 +44,9 @@ _HOLD = """
 import socket
 with socket.create_server(("::", 8081), family=socket.AF_INET6) as listening:
     print("listening", flush=True)
-    listening.accept()[0].recv(1)
+    client, _ = listening.accept()
+    print("accepted", flush=True)
+    client.recv(1)
 """
 
 
@@ -229,6 +231,7 @@ def test_drain_keeps_rules_until_connections_have_ended(busy_node: Node, shop: P
     client = busy_node.outside.start(sys.executable, "-c", _WAIT_FOR_GREETING, "fd00:96::b", "80")
     assert client.stdout is not None
     assert client.stdout.readline() == "connected\n"
+    assert holder.stdout.readline() == "accepted\n"  # until then the client may be in the queue of the listener
     run.process.terminate()
     wait_until(lambda: busy_node.pod.dial("10.96.0.10", 80) == "ConnectionRefusedError")
     assert set(before) < set(busy_node.ruleset())

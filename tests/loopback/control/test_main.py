@@ -23,6 +23,7 @@ from cli_driver import (
     write_manifests,
 )
 from peers import End, Peers, Server, greet, open_peers
+from process_tree import children
 
 from userspace_proxy.control.process_limits import count_default_workers
 from userspace_proxy.telemetry import metric_names
@@ -141,18 +142,13 @@ async def test_run_without_workers_serves_by_itself(manifests: Path) -> None:
         assert "\n  workers: 0: this process serves\n" in run.output
         client = await peers.connect(run.dial_address())
         assert await client.receive(1) == b"a"
-        assert _count_children(run.process.pid) == 0
+        assert children(run.process.pid) == set()
         page = (await run.get("/metrics"))[1]
         assert 'userspace_proxy_connections_active{service="shop/web:http",worker="control"} 1.0' in page
         assert 'userspace_proxy_applied_generation{worker="control"} 1.0' in page
         run.signal(signal.SIGUSR1)
         await run.wait_for_log(r"state: backend with 1 open connections, 1 made service=shop/web:http backend=127\.")
         assert re.search(r"(?m)task: .*run_engine:\d+ > \S*wait_readable:\d+$", run.log), run.log
-
-
-def _count_children(pid: int) -> int:
-    """Return how many processes a process has started that were not waited for (proc(5))."""
-    return sum(len(children.read_text().split()) for children in Path(f"/proc/{pid}/task").glob("*/children"))
 
 
 async def test_run_serves_metrics_and_health(manifests: Path) -> None:

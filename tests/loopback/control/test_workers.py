@@ -13,6 +13,7 @@ import trio
 from attrs import frozen
 from builders import listener_key, pool, route
 from peers import End, Peer, Peers, count_descriptors, echo, greet, open_peers, own_host
+from process_tree import children
 
 from userspace_proxy.config import Config, FlowLimits, RelayLimits
 from userspace_proxy.control.counters import ControlCounters
@@ -299,10 +300,10 @@ async def test_workers_fifty_replacements_leave_no_descriptor_and_no_process_beh
         await proxy.workers.counters()
         assert sum(proxy.counters.worker_restarts.values()) == 50
         assert (count_descriptors(), _count_descriptors(proxy.pid(0))) == (here, there)
-        assert len(_children()) == 10
+        assert len(children()) == 10
         client = await peers.connect(address)
         assert await client.receive(1) == b"a"
-    assert not _children()
+    assert not children()
 
 
 def _are_replaced(proxy: Proxy, dead: set[int]) -> bool:
@@ -311,11 +312,6 @@ def _are_replaced(proxy: Proxy, dead: set[int]) -> bool:
 
 def _count_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
-
-
-def _children() -> list[str]:
-    """Return the processes that this one has started and not reaped (proc(5), task/TID/children)."""
-    return [pid for one in Path("/proc/self/task").glob("*/children") for pid in one.read_text().split()]
 
 
 async def test_workers_drain_ends_with_the_last_connection(tmp_path: Path) -> None:
@@ -350,7 +346,7 @@ async def test_workers_abort_resets_what_is_open(tmp_path: Path) -> None:
             await client.send(b"a")
             assert await client.receive(1) == b"a"
         assert await client.receive_to_end() == (b"", End.RST)
-    assert not _children()
+    assert not children()
 
 
 async def test_workers_a_run_that_is_cancelled_leaves_them_serving(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 from deadline import DEADLINE_S
-from manifest_driver import children, service_text, write
+from manifest_driver import service_text, write
+from process_tree import children
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from userspace_proxy.sources import manifest_reader
