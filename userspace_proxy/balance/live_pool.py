@@ -172,8 +172,9 @@ class LivePool:
     def _pick_round_robin(self, tried: Collection[Member]) -> Member | None:
         members = self.members
         for _ in members:
-            member = members[self._next]
-            self._next = self._next + 1 if self._next + 1 < len(members) else 0
+            place = self._next
+            member = members[place]
+            self._next = (place + 1) % len(members)
             if member not in tried:
                 return member
         return None

@@ -120,6 +120,11 @@ class Engine:
         del self.handlers[fd]
         self._epoll.unregister(fd)
 
+    def hand_over(self, fd: int, handler: Handler, events: int) -> None:
+        """Have another handler called for a file descriptor from now on, and for other events."""
+        self._epoll.modify(fd, events)
+        self.handlers[fd] = handler
+
     def watch_writer(self, fd: int) -> None:
         """Have the handler of a relay socket told as well, from now on, when the socket takes more."""
         self._epoll.modify(fd, WRITER_EVENTS)

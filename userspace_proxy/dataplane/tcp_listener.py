@@ -331,13 +331,14 @@ class TcpListener:
         self, client_address: tuple[str, int], reason: CloseReason, relay: TcpRelay | None = None
     ) -> None:
         now_s = self.engine.now_s
+        member = None if relay is None else relay.member
         backend = None if relay is None else relay.backend
         CONNECTION_LOG.info(
             "connection ended",
             extra={
                 "service": str(self.spec.key.service_port),
                 "client": "{} port {}".format(*client_address),
-                "backend": None if backend is None else str(backend.member.backend),
+                "backend": None if member is None else str(member.backend),
                 "reason": str(reason),
                 "dial_duration_s": 0.0 if relay is None else round((relay.connected_s or now_s) - relay.accepted_s, 6),
                 "duration_s": 0.0 if relay is None else round(now_s - relay.accepted_s, 6),

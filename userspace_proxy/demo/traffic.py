@@ -215,8 +215,8 @@ def _kill_busiest(backends: Sequence[BackendProcess], relays: Relays) -> Kill:
     """
     in_flight: dict[Backend, set[ClientAddress]] = defaultdict(set)
     for relay in relays():
-        if relay.backend is not None:
-            in_flight[relay.backend.member.backend].add(relay.client_address)
+        if relay.member is not None:
+            in_flight[relay.member.backend].add(relay.client_address)
     victim = max(backends, key=lambda backend: (backend.is_alive, len(in_flight[backend.backend])))
     victim.kill()
     return Kill(victim.name, victim.pid, frozenset(in_flight[victim.backend]))

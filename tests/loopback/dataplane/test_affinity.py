@@ -32,8 +32,8 @@ def backend_host(proxy: Proxy, client: Peer) -> str:
     """Return the host of the Backend at which the connection of a client ends."""
     name = client.sock.getsockname()[:2]
     (relay,) = (one for one in proxy.served.relays() if one.client_address == name)
-    assert relay.backend is not None
-    return relay.backend.member.address[0]
+    assert relay.member is not None
+    return relay.member.address[0]
 
 
 async def test_c_2_client_comes_back_whichever_listener_it_dials() -> None:

@@ -16,10 +16,10 @@ from peers import End, Peer, connect_through, echo, open_peers
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.dataplane.engine import BUFFER_BYTES, Engine
 from userspace_proxy.dataplane.pipe_pool import PIPE_BYTES
-from userspace_proxy.dataplane.relay_side import MOVES_PER_TURN, Side
+from userspace_proxy.dataplane.relay_side import BLOCKED, BULK, MOVES_PER_TURN, Side
 from userspace_proxy.dataplane.tcp_relay import OPEN
 
-BULK = bytes(range(251)) * 16_000
+MUCH = bytes(range(251)) * 16_000
 """4 MB in which no buffer's worth is like the next one: 251 does not divide its size."""
 
 
@@ -32,13 +32,13 @@ async def send_and_end(peer: Peer, data: bytes) -> None:
 async def exchange(proxy: Proxy, client: Peer, backend: Peer) -> None:
     """Fail unless bulk arrives whole in both directions at the same time, with nothing left behind."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(send_and_end, client, BULK)
-        nursery.start_soon(send_and_end, backend, BULK[::-1])
-        nursery.start_soon(expect, backend, BULK)
-        nursery.start_soon(expect, client, BULK[::-1])
+        nursery.start_soon(send_and_end, client, MUCH)
+        nursery.start_soon(send_and_end, backend, MUCH[::-1])
+        nursery.start_soon(expect, backend, MUCH)
+        nursery.start_soon(expect, client, MUCH[::-1])
     await proxy.until_idle()
     assert proxy.closed() == {CloseReason.NORMAL: 1}
-    assert proxy.counters().bytes_to_backend == proxy.counters().bytes_to_client == len(BULK)
+    assert proxy.counters().bytes_to_backend == proxy.counters().bytes_to_client == len(MUCH)
     proxy.assert_nothing_left()
 
 
@@ -75,8 +75,8 @@ async def test_bulk_without_a_pipe_to_be_had_is_copied() -> None:
         server = peers.listen()
         client, backend = await connect_through(peers, proxy.serve(server.backend), server)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(send_and_end, client, BULK)
-            nursery.start_soon(expect, backend, BULK)
+            nursery.start_soon(send_and_end, client, MUCH)
+            nursery.start_soon(expect, backend, MUCH)
         backend.close()
         await proxy.until_idle()
         for pipe in taken:
@@ -84,13 +84,11 @@ async def test_bulk_without_a_pipe_to_be_had_is_copied() -> None:
         proxy.assert_nothing_left()
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP])
-@pytest.mark.parametrize("end", ["fill", "drain"])
-async def test_splice_that_does_not_work_here_falls_back_to_copying(
-    end: str, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not a byte is lost or moved, also of those that stand in a pipe already, and no pipe is taken again."""
-    # No socket at hand refuses splice as old kernels and sandboxes do, so the system call itself is replaced.
+def refuse_splice(monkeypatch: pytest.MonkeyPatch, end: str, number: int) -> None:
+    """Have splice(2) into pipes ("fill") or out of them ("drain") fail.
+
+    No socket at hand refuses it as old kernels and sandboxes do, so the system call itself is replaced.
+    """
     splice = os.splice
 
     def refusing_splice(source: int, target: int, count: int) -> int:
@@ -100,6 +98,15 @@ async def test_splice_that_does_not_work_here_falls_back_to_copying(
         return splice(source, target, count)
 
     monkeypatch.setattr(os, "splice", refusing_splice)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("end", ["fill", "drain"])
+async def test_splice_that_does_not_work_here_falls_back_to_copying(
+    end: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a byte is lost or moved, also of those that stand in a pipe already, and no pipe is taken again."""
+    refuse_splice(monkeypatch, end, number)
     async with open_proxy() as proxy, open_peers() as peers:
         server = peers.listen()
         client, backend = await connect_through(peers, proxy.serve(server.backend), server)
@@ -119,11 +126,11 @@ async def test_splice_that_fails_for_good_ends_the_connection(monkeypatch: pytes
         server = peers.listen()
         client, backend = await connect_through(peers, proxy.serve(server.backend), server)
         with pytest.raises(ConnectionError):
-            await client.send(BULK * 4)
+            await client.send(MUCH * 4)
         await proxy.until_idle()
         data, end = await backend.receive_to_end()
         assert end is End.RST
-        assert BULK.startswith(data)
+        assert MUCH.startswith(data)
         assert proxy.closed() == {CloseReason.CLIENT_OPEN: 1}
         proxy.assert_nothing_left()
 
@@ -133,7 +140,7 @@ async def fill_up(proxy: Proxy, sender: socket.SocketType) -> int:
     sent = idle = 0
     while idle < 3:
         try:
-            count = sender.send(BULK[sent % len(BULK) :])
+            count = sender.send(MUCH[sent % len(MUCH) :])
         except BlockingIOError:
             count = 0
         sent += count
@@ -156,7 +163,7 @@ async def test_slow_reader_holds_one_buffer_and_stops_the_sender(splices: bool) 
         sent = await fill_up(proxy, client.sock)
         side = relay.client
         side.flush()  # changes nothing before the reader has made room
-        assert side.blocked
+        assert side.flags & BLOCKED
         assert (side.pending is None) == splices
         assert (len(side.pending) if side.pending is not None else 0) <= BUFFER_BYTES
         assert proxy.engine.pipes._open == splices
@@ -167,9 +174,9 @@ async def test_slow_reader_holds_one_buffer_and_stops_the_sender(splices: bool) 
             nursery.start_soon(proxy.poll_until, lambda: relay.state != OPEN)
             await other.send(b"not affected" * 5000)
             assert await other.receive(60_000) == b"not affected" * 5000
-            assert side.blocked
+            assert side.flags & BLOCKED
             client.fin()
-            assert await backend.receive(sent) == (BULK * 8)[:sent]
+            assert await backend.receive(sent) == (MUCH * 8)[:sent]
 
 
 async def test_copy_to_a_peer_that_takes_nothing_at_all_keeps_everything() -> None:
@@ -183,7 +190,7 @@ async def test_copy_to_a_peer_that_takes_nothing_at_all_keeps_everything() -> No
         backend = await server.accept()
         filled = await fill_up(proxy, relay.backend.sock)
         await client.send(b"all of this")
-        await proxy.poll_until(lambda: relay.client.blocked)
+        await proxy.poll_until(lambda: relay.client.flags & BLOCKED)
         assert relay.client.byte_count == 0
         async with proxy.driving():
             await backend.receive(filled)
@@ -202,12 +209,12 @@ async def test_slow_reader_gets_one_buffer_in_many_parts(ends: bool) -> None:  #
         assert relay.backend is not None
         relay.backend.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         backend = await server.accept()
-        await client.send(BULK[:20_000])
+        await client.send(MUCH[:20_000])
         if ends:
             client.fin()
-        await proxy.poll_until(lambda: relay.client.blocked)
+        await proxy.poll_until(lambda: relay.client.flags & BLOCKED)
         async with proxy.driving():
-            assert await backend.receive(20_000) == BULK[:20_000]
+            assert await backend.receive(20_000) == MUCH[:20_000]
             if ends:
                 assert await backend.receive_to_end() == (b"", End.FIN)
             await backend.send(b"thanks")
@@ -227,7 +234,7 @@ async def test_slow_reader_gets_one_buffer_in_many_parts(ends: bool) -> None:  #
 @pytest.mark.parametrize("splices", [True, False], ids=["splice", "copy"])
 async def test_urgent_data_does_not_stall_the_stream(sizes: tuple[int, int], splices: bool) -> None:  # noqa: FBT001
     """An urgent byte becomes part of the stream at its place (or is dropped), and all around it arrives."""
-    before, after = (BULK[:size] for size in sizes)
+    before, after = (MUCH[:size] for size in sizes)
     async with open_proxy() as proxy, open_peers() as peers:
         if not splices:
             proxy.engine.pipes.disable()
@@ -291,15 +298,15 @@ async def test_urgent_data_behind_a_full_pipe_does_not_stall_the_stream() -> Non
         (relay,) = proxy.served.relays()
         assert relay.backend is not None
         filled = await fill_up(proxy, relay.backend.sock)
-        relay.client.bulk = True
+        relay.client.flags |= BULK
         await client.send(b"in the pipe, ")
-        await proxy.poll_until(lambda: relay.client.blocked)
+        await proxy.poll_until(lambda: relay.client.flags & BLOCKED)
         assert relay.client.pipe is not None
         client.send_urgent(b"!")
         await client.send(b"the rest")
         await client.wait_sent()
         proxy.settle()
-        assert relay.client.blocked
+        assert relay.client.flags & BLOCKED
         backend = await server.accept()
         async with proxy.driving():
             await backend.receive(filled)
@@ -328,7 +335,6 @@ class Endless:
 class StubRelay:
     """A relay that is open and nothing else."""
 
-    is_open = True
     active_s = 0.0
 
     def on_unconnected_event(self, side: Side, mask: int) -> None:
@@ -353,8 +359,8 @@ def endless_side(engine: Engine) -> Iterator[Side]:
     """Yield a Side in bulk with no end of bytes to move."""
     zero, null = Endless("/dev/zero"), Endless("/dev/null")
     side, peer = (Side(StubRelay(), engine, cast("socket.SocketType", one)) for one in (zero, null))
-    side.peer, peer.peer = peer, side
-    side.bulk = True
+    side.connect(peer)
+    side.flags |= BULK
     try:
         yield side
     finally:
@@ -368,7 +374,6 @@ def test_side_with_endless_bulk_moves_a_bounded_amount_in_a_turn() -> None:
     try:
         with endless_side(engine) as one, endless_side(engine) as other:
             for side in (one, one, other):  # two events for the first: still one turn more
-                side.readable = True
                 side.pump()
             turn = MOVES_PER_TURN * PIPE_BYTES
             assert (one.byte_count, other.byte_count) == (2 * turn, turn)

@@ -101,6 +101,18 @@ async def test_dial_without_descriptors_for_the_whole_budget_resets_the_client()
         proxy.assert_nothing_left()
 
 
+async def test_dial_that_is_refused_after_one_without_a_descriptor_is_the_backend_s_fault() -> None:
+    """The reason is that of the last dial: by then this node was not short of anything."""
+    async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
+        client = peers.connect_nowait(proxy.serve(peers.refuse()))
+        with descriptors_left(1):
+            await proxy.poll_until(lambda: proxy.served.open_relays)
+        proxy.advance(0.25)
+        assert proxy.counters().dials == {"no_descriptor": 1, "refused": 1}
+        assert proxy.closed() == {CloseReason.BACKEND_DIALLING: 1}
+        assert await client.receive_to_end() == (b"", End.RST)
+
+
 async def test_accept_that_cannot_be_watched_resets_the_client_and_pauses() -> None:
     """No room in epoll is like no descriptor: no bug, no leak, and it goes on when there is room."""
     async with open_proxy(clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:

@@ -11,6 +11,7 @@ from peers import End, Peer, echo, open_peers
 
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.config import RelayLimits
+from userspace_proxy.dataplane.tcp_dialling import Dial
 from userspace_proxy.dataplane.tcp_relay import CLOSED, DIALLING, OPEN
 from userspace_proxy.plan.state import Backend
 
@@ -33,8 +34,13 @@ def relays_are(proxy: Proxy, count: int) -> Callable[[], bool]:
 
 def pending(proxy: Proxy) -> list[str]:
     """Return the hosts that are being dialled, for the one connection there is."""
+    return [dial.member.address[0] for dial in dials(proxy)]
+
+
+def dials(proxy: Proxy) -> tuple[Dial, ...]:
+    """Return the dials under way, for the one connection there is."""
     (relay,) = proxy.served.relays()
-    return [dial.member.address[0] for dial in relay.dials]
+    return () if relay.dialling is None else relay.dialling.dials
 
 
 async def assert_answers(proxy: Proxy, client: Peer) -> None:
@@ -121,8 +127,7 @@ async def test_dial_of_an_old_backend_that_fails_leaves_the_newer_one_its_time()
         await proxy.poll_until(lambda: proxy.served.open_relays)
         proxy.advance(0.25)
         assert pending(proxy) == [FIRST, SECOND]
-        (relay,) = proxy.served.relays()
-        relay.dials[0].sock.shutdown(socket.SHUT_RDWR)  # hangs up, as a failing dial does
+        dials(proxy)[0].sock.shutdown(socket.SHUT_RDWR)  # hangs up, as a failing dial does
         await proxy.poll_until(lambda: pending(proxy) == [SECOND])
         proxy.advance(0.25 - TICK_S)
         assert pending(proxy) == [SECOND]
@@ -196,17 +201,36 @@ async def test_dial_that_loses_after_all_is_reset() -> None:
         for hole in holes:
             await hole.accept()  # room for one: the SYN that is sent again after 1 s is answered
         (relay,) = proxy.served.relays()
-        for dial in relay.dials:
-            await trio.lowlevel.wait_writable(dial.fd)
+        for dial in dials(proxy):
+            await trio.lowlevel.wait_writable(dial.sock.fileno())
         backends = [await hole.accept() for hole in holes]
         await proxy.poll_until(lambda: proxy.counters().dials == {"superseded": 1, "connected": 1})
         proxy.settle()
-        assert relay.backend is not None
-        winner, loser = backends if relay.backend.member.address[0] == FIRST else reversed(backends)
+        assert relay.member is not None
+        winner, loser = backends if relay.member.address[0] == FIRST else reversed(backends)
         assert await loser.receive_to_end() == (b"", End.RST)
         await client.send(b"ping")
         await proxy.poll_until(lambda: relay.client.byte_count)
         assert await winner.receive(4) == b"ping"
+
+
+async def test_what_a_client_says_during_a_dial_is_passed_on_when_that_connects() -> None:
+    """Its event has passed by then, and does not come again."""
+    async with open_proxy(HEDGED, clock=VirtualClock(), driven=False) as proxy, open_peers() as peers:
+        hole = await peers.black_hole()
+        client = await peers.connect(proxy.serve(hole.backend))
+        await client.send(b"early")
+        await proxy.poll_until(lambda: proxy.served.open_relays)
+        proxy.settle()
+        await hole.accept()  # room for one: the SYN that is sent again after 1 s is answered
+        (dial,) = dials(proxy)
+        await trio.lowlevel.wait_writable(dial.sock.fileno())
+        backend = await hole.accept()
+        proxy.settle()
+        assert await backend.receive(5) == b"early"
+        await backend.send(b"late")
+        proxy.settle()
+        assert await client.receive(4) == b"late"
 
 
 async def test_dial_of_a_client_that_has_said_all_goes_on() -> None:

@@ -12,6 +12,7 @@ from peers import Peers, echo, nothing_left_open, open_peers
 from userspace_proxy.balance.close_reason import CloseReason
 from userspace_proxy.config import RelayLimits
 from userspace_proxy.dataplane.relay_side import Side
+from userspace_proxy.dataplane.tcp_dialling import Dial, Dialling
 from userspace_proxy.dataplane.tcp_relay import TcpRelay
 
 CONNECTIONS = 10_000
@@ -28,8 +29,8 @@ def no_garbage_collector() -> Iterator[None]:
 
 
 def live_objects() -> int:
-    """Return how many relays and sides of relays there are in memory, garbage included."""
-    return sum(isinstance(one, TcpRelay | Side) for one in gc.get_objects())
+    """Return how many objects of connections there are in memory, garbage included."""
+    return sum(isinstance(one, TcpRelay | Side | Dialling | Dial) for one in gc.get_objects())
 
 
 async def call_often(peers: Peers, address: tuple[str, int], times: int) -> None:
@@ -78,7 +79,7 @@ async def test_relay_in_each_state_leaves_no_garbage_when_it_is_reset(no_garbage
         await proxy.until(lambda: proxy.served.open_relays == 4 and proxy.counters().dials.get("connected") == 2)
         for client in clients[2:]:
             client.fin()
-        assert live_objects() == 4 * 3
+        assert live_objects() == 4 * 2 + 2 * 1 + 2 * 2  # relays and clients, Backends, dials
         proxy.served.abort()
         await proxy.until(lambda: proxy.engine.timers.next_s == inf)
         assert live_objects() == 0

@@ -10,6 +10,7 @@ from engine_driver import Proxy, open_proxy
 from peers import End, Peer, Peers, Server, open_peers
 
 from userspace_proxy.balance.close_reason import CloseReason
+from userspace_proxy.dataplane.relay_side import BLOCKED, BULK
 from userspace_proxy.dataplane.tcp_relay import BACKEND_ENDED, CLIENT_ENDED, DIALLING, OPEN
 
 DATA = bytes(range(256)) * 200
@@ -36,7 +37,7 @@ async def clog(proxy: Proxy, sender: Peer) -> int:
         count = sender.send_nowait(pattern(sent, 65536))
         sent += count
         busy = proxy.engine.poll(0)
-        if not count and not busy and (relay.client.blocked or relay.backend.blocked):
+        if not count and not busy and (relay.client.flags | relay.backend.flags) & BLOCKED:
             return sent
         await trio.lowlevel.checkpoint()
 
@@ -204,17 +205,22 @@ async def test_reset_of_both_sides_in_one_batch_is_one_end() -> None:
         proxy.assert_nothing_left()
 
 
-async def test_reset_never_lets_late_bytes_overtake_those_in_the_pipe() -> None:
-    """What a reset side sent last is dropped rather than delivered in place of what still stands in the pipe."""
+@pytest.mark.parametrize("place", ["pipe", "buffer"])
+async def test_reset_never_lets_late_bytes_overtake_those_that_wait(place: str) -> None:
+    """What a reset side sent last is dropped rather than delivered in place of what its peer has not taken yet."""
     async with open_proxy(driven=False) as proxy, open_peers() as peers:
         client, backend = await connect_and_open(proxy, peers, peers.listen())
         proxy.settle()
         (relay,) = proxy.served.relays()
-        # As after a turn that ended with a partial write: the next turn would go on with the pipe.
-        pipe = proxy.engine.pipes.take()
-        assert pipe is not None
-        pipe.level = os.write(pipe.write_fd, b"first, ")
-        relay.client.pipe, relay.client.bulk = pipe, True
+        # As after a turn that ended with a partial write: the next turn would go on with what waits.
+        if place == "pipe":
+            relay.client.pipe = pipe = proxy.engine.pipes.take()
+            assert pipe is not None
+            pipe.level = os.write(pipe.write_fd, b"first, ")
+            relay.client.flags |= BULK
+        else:
+            relay.client.pending = memoryview(b"first, ")
+            relay.client.flags |= BLOCKED
         await backend.send(b"makes the Backend's event the first one")
         await client.send(b"second")
         await client.wait_sent()
