@@ -210,7 +210,7 @@ class Side:
             try:
                 sent = self.peer.sock.send(self.pending, SEND_FLAGS)
             except BlockingIOError:
-                self.flags |= BLOCKED
+                self._block()
                 return
             except OSError as error:
                 self.relay.on_failure(self.peer, error)
@@ -218,7 +218,7 @@ class Side:
             self.byte_count += sent
             if sent < len(self.pending):
                 self.pending = self.pending[sent:]
-                self.flags |= BLOCKED
+                self._block()
                 return
             self.pending = None
             self._go_on()

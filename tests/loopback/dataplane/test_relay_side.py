@@ -115,6 +115,29 @@ async def test_splice_that_does_not_work_here_falls_back_to_copying(
         assert proxy.engine.pipes.take() is None
 
 
+@pytest.mark.parametrize("takes_some", [True, False])
+async def test_splice_that_does_not_drain_here_leaves_a_slow_reader_its_bytes(
+    *, takes_some: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands in the pipe by then, and is not taken at once, follows when the reader goes on."""
+    refuse_splice(monkeypatch, "drain", errno.EINVAL)
+    async with open_proxy(driven=False) as proxy, open_peers() as peers:
+        server = peers.listen(buffer_bytes=1)  # means: as few as the kernel allows
+        client = await peers.connect(proxy.serve(server.backend))
+        await proxy.poll_until(lambda: [relay.state for relay in proxy.served.relays()] == [OPEN])
+        (relay,) = proxy.served.relays()
+        assert relay.backend is not None
+        relay.backend.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        backend = await server.accept()
+        filled = 0 if takes_some else await fill_up(proxy, relay.backend.sock)
+        relay.client.flags |= BULK
+        await client.send(MUCH[: 2 * BUFFER_BYTES])
+        await proxy.poll_until(lambda: relay.client.flags & BLOCKED)
+        async with proxy.driving():
+            await backend.receive(filled)
+            assert await backend.receive(2 * BUFFER_BYTES) == MUCH[: 2 * BUFFER_BYTES]
+
+
 async def test_splice_that_fails_for_good_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the socket is not taken for splice being unsupported."""
 
