@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ FILES_BESIDE = 1000
 """Open files that a proxy or a client may need beside those that are counted."""
 LEAST_FILES = 4096
 """For 1,000 connections through a proxy, which has two descriptors for each."""
+_CORES = os.sched_getaffinity(0)
 Standing = Mapping[str, Mapping[str, Target]]
 """Where proxies that run all the time are reached: by name and kind of backend."""
 
@@ -158,6 +159,7 @@ def _turn(work: Work, name: str, standing: Standing, ports: Ports, settings: Set
             pids = stack.enter_context(proxy_running(PROXIES[name], frontends))
             random.Random(0).shuffle(listening)  # noqa: S311  neighbours are not to be asked one after another
             target = Target([(HOST, port) for port in listening], CpuMeter(pids))
+        _pin(target.meter.pids if work.is_pinned else ())
         if work.worker_share is not None:
             workers = [pid for each in target.meter.pids for pid in family_of_processes(each)[1:]]
             stack.enter_context(each_limited(workers, work.worker_share))
@@ -165,6 +167,21 @@ def _turn(work: Work, name: str, standing: Standing, ports: Ports, settings: Set
     if name == DIRECT:
         return {key: value for key, value in figures.items() if not key.startswith(("cpu_", "user_", "workers_"))}
     return figures
+
+
+def _pin(pids: Sequence[int]) -> None:
+    """Give a proxy a core that it shares with none of the other processes here; without pids: let them be anywhere.
+
+    Left to itself the kernel may put a backend beside the proxy for minutes while another core is half idle: then rates
+    tell of that.
+    """
+    cores = sorted(_CORES)
+    own = set(cores[-1:]) if pids and len(cores) > 1 else set()
+    pinned = {pid for each in pids for pid in family_of_processes(each)}
+    for pid in family_of_processes(os.getpid()):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), own if own and pid in pinned else _CORES - own)
 
 
 def _half_load(rows: Sequence[Row]) -> float:
@@ -186,7 +203,7 @@ def _machine() -> dict[str, str]:
     memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{cpu}, {len(os.sched_getaffinity(0))} cores, {memory_gb:.0f} GB",
+        "machine": f"{cpu}, {len(_CORES)} cores, {memory_gb:.0f} GB",
         "kernel": f"{platform.system()} {platform.release()}",
         "load average before": f"{os.getloadavg()[0]:.1f}",
     }

@@ -18,6 +18,8 @@ SMALL = (OURS, HAPROXY, HAPROXY_COPYING, NGINX, BARE_LOOP, DIRECT)
 """Who is measured with messages that are too small for splicing to be of use."""
 FEW_CLIENTS, MANY_CLIENTS = 1, 32
 HALF_LOAD_CONNECTIONS = 64
+HALF_LOAD_TIMES = 3
+"""So much longer than other loads: a percentile is made by few requests."""
 WORKER_SHARE = 0.25
 """Of a core, for each worker where two are to run beside each other and beside their load on two cores."""
 
@@ -55,6 +57,9 @@ class Work:
     """A proxy is started for each round, with so many listeners; None: all run all the time."""
     worker_share: float | None = None
     """Each worker gets so much of a core; None: what it can get."""
+    is_pinned: bool = True
+    """A proxy has a core for itself, if there are several; client and backend have the others. Not where there are two
+    workers, and not where client, proxy and backend are all busy: there the kernel finds places as on a node."""
 
 
 def _short(clients: int, target: Target, settings: Settings) -> Figures:
@@ -66,7 +71,7 @@ def _round_trips(connections: int, target: Target, settings: Settings) -> Figure
 
 
 def _half_load(target: Target, settings: Settings) -> Figures:
-    return load.open_loop(target, HALF_LOAD_CONNECTIONS, settings.half_load_per_s, settings.seconds)
+    return load.open_loop(target, HALF_LOAD_CONNECTIONS, settings.half_load_per_s, HALF_LOAD_TIMES * settings.seconds)
 
 
 def _bulk_to_client(streams: int, target: Target, settings: Settings) -> Figures:
@@ -98,13 +103,14 @@ def all_works(settings: Settings) -> list[Work]:
         *(work for source in ("memory", "file") for streams in (1, 8) for work in _bulk_works(source, streams)),
         Work("idle", f"{settings.idle_connections:,} idle connections", THREE, _idle, anew_with=1),
         *(_first_byte_work(listeners) for listeners in settings.listeners),
-        Work("workers", many, (OURS, OURS_TWICE), partial(_short, MANY_CLIENTS)),
+        Work("workers", many, (OURS, OURS_TWICE), partial(_short, MANY_CLIENTS), is_pinned=False),
         Work(
             "workers-quarter-core",
             f"{many}, each worker with {WORKER_SHARE:.0%} of a core",
             (OURS, OURS_TWICE),
             partial(_short, MANY_CLIENTS),
             worker_share=WORKER_SHARE,
+            is_pinned=False,
         ),
     ]
 
@@ -116,8 +122,8 @@ def _bulk_works(source: str, streams: int) -> list[Work]:
     download = partial(_bulk_to_client, streams)
     upload = partial(_bulk_to_backend, streams, source)
     return [
-        Work(f"{name}-to-client", f"{title}, to the client", contestants, download, backend=source),
-        Work(f"{name}-to-backend", f"{title}, to the backend", contestants, upload, backend="sink"),
+        Work(f"{name}-to-client", f"{title}, to the client", contestants, download, backend=source, is_pinned=False),
+        Work(f"{name}-to-backend", f"{title}, to the backend", contestants, upload, backend="sink", is_pinned=False),
     ]
 
 
