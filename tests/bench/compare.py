@@ -172,8 +172,8 @@ def _turn(work: Work, name: str, standing: Standing, ports: Ports, settings: Set
 def _pin(pids: Sequence[int]) -> None:
     """Give a proxy a core that it shares with none of the other processes here; without pids: let them be anywhere.
 
-    Left to itself the kernel may put a backend beside the proxy for minutes while another core is half idle: then rates
-    tell of that.
+    With nothing pinned a part of the machine may be idle for minutes while the proxy does not get a whole core: then
+    rates tell of that.
     """
     cores = sorted(_CORES)
     own = set(cores[-1:]) if pids and len(cores) > 1 else set()
